@@ -1,0 +1,70 @@
+# Everything happens in .venv, from locks with hashes. A target's text after `##` is what `make help` prints.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help up test test-faults lint types bench lock clean
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+LOCK := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+TYPED := $(wildcard contracts services deploy tests benchmarks)
+
+# A .venv whose Python is gone (moved, upgraded away) is made anew.
+$(shell test -x $(BIN)/python || rm -f .venv/*.stamp)
+
+help: ## Print this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+up: .venv/up.stamp .venv/editable.stamp ## Start everything at http://127.0.0.1:8080; Ctrl-C stops it; data is kept in .grantbook
+	@exec $(BIN)/python -m deploy.dev up
+
+test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (under three minutes)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not faults"
+
+test-faults: .venv/dev.stamp .venv/editable.stamp ## Run the tests that race and kill servers and processes
+	$(BIN)/python -m pytest -q -m faults
+
+lint: .venv/dev.stamp ## Check style, layout and declared dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/deptry .
+
+types: .venv/dev.stamp .venv/editable.stamp ## Check types
+	$(BIN)/python -m mypy --strict $(TYPED)
+
+bench: .venv/dev.stamp .venv/editable.stamp ## Measure, each figure beside the raw limit of this machine
+	$(BIN)/python -m benchmarks
+
+lock: .venv/dev.stamp ## Resolve pyproject.toml anew into requirements/
+	$(LOCK) --upgrade --extra build --extra cli --extra embedded --extra server -o requirements/up.txt pyproject.toml
+	$(LOCK) --upgrade --all-extras -c requirements/up.txt -o requirements/dev.txt pyproject.toml
+
+clean: ## Delete the data of `make up` and all caches; .venv itself stays
+	rm -rf .grantbook .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; $(PYTHON) is not. Name one: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	@echo 'Making .venv'
+	@$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/up.stamp: requirements/up.txt | .venv/made.stamp
+	@echo 'Installing $<'
+	@$(PIP) install --require-hashes -r $<
+	@touch $@
+
+.venv/dev.stamp: requirements/dev.txt | .venv/made.stamp
+	@echo 'Installing $<'
+	@$(PIP) install --require-hashes -r $<
+	@touch $@
+
+# Either lock brings the build backend, so nothing is fetched here.
+.venv/editable.stamp: pyproject.toml | .venv/made.stamp
+	@test -e .venv/dev.stamp || $(MAKE) --no-print-directory .venv/up.stamp
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

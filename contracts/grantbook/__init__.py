@@ -1,0 +1,1 @@
+"""What outsiders of Grantbook import: events, subjects, wire format, read-API responses, and the SDK."""

@@ -1,0 +1,182 @@
+"""Answers of the read API, `/admin/v1` and `/audit/v1`. Unset members are absent, never `null`.
+
+Times are RFC 3339 UTC, but for OAuth's own `client_id_issued_at`, which is a number of seconds since 1970.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+
+class ClientItem(Struct, frozen=True, kw_only=True):
+    """A client as the list shows it."""
+
+    client_id: str
+    client_key: str | UnsetType = UNSET
+    """The client's name in paths, given where it differs from `client_id`."""
+    client_name: str | UnsetType = UNSET
+    redirect_uris: list[str]
+    scope: str | UnsetType = UNSET
+    grant_types: list[str]
+    token_endpoint_auth_method: str
+    client_id_issued_at: int
+    created_at: datetime
+    source: str
+    status: str
+    """`active`, `suspended` or `deleted`."""
+    active_grants: int
+    active_users: int
+    last_activity_at: datetime | UnsetType = UNSET
+    family: str
+    flags: list[str]
+
+
+class HistoryEntry(Struct, frozen=True, kw_only=True):
+    """One thing that happened to a client."""
+
+    position: str
+    type: str
+    at: datetime
+    by: dict[str, str]
+    reason: str | UnsetType = UNSET
+    detail: str | UnsetType = UNSET
+    changed: list[str] | UnsetType = UNSET
+
+
+class ClientDetail(ClientItem, frozen=True, kw_only=True):
+    """A client with its whole registration (RFC 7591, secrets excepted) and its history, oldest first."""
+
+    metadata: dict[str, Any]
+    history: list[HistoryEntry]
+
+
+class GrantItem(Struct, frozen=True, kw_only=True):
+    """A grant as lists show it."""
+
+    grant_id: str
+    client_id: str
+    client_name: str | UnsetType = UNSET
+    """Given in lists across clients."""
+    user_id: str
+    username: str | UnsetType = UNSET
+    """Absent once the user was erased."""
+    scopes: list[str]
+    issued_at: datetime
+    last_activity_at: datetime | UnsetType = UNSET
+    expires_at: datetime
+    status: str
+    """`active`, `suspended` (its client is), `expired` or `revoked`."""
+    ended_at: datetime | UnsetType = UNSET
+    ended_reason: str | UnsetType = UNSET
+
+
+class FamilyItem(Struct, frozen=True, kw_only=True):
+    """Identical registrations, grouped."""
+
+    family: str
+    client_name: str | UnsetType = UNSET
+    redirect_uris: list[str]
+    clients: int
+    active_grants: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+
+
+class ClientPage(Struct, frozen=True, kw_only=True):
+    """A page of clients."""
+
+    items: list[ClientItem]
+    next_cursor: str | UnsetType = UNSET
+    total: int | UnsetType = UNSET
+
+
+class GrantPage(Struct, frozen=True, kw_only=True):
+    """A page of grants."""
+
+    items: list[GrantItem]
+    next_cursor: str | UnsetType = UNSET
+    total: int | UnsetType = UNSET
+
+
+class FamilyPage(Struct, frozen=True, kw_only=True):
+    """A page of families."""
+
+    items: list[FamilyItem]
+    next_cursor: str | UnsetType = UNSET
+    total: int | UnsetType = UNSET
+
+
+class ReadModelStatus(Struct, frozen=True, kw_only=True):
+    """How far a read model is. `halted` says why it stopped, and is absent while it runs."""
+
+    position: str
+    lag_events: int
+    lag_seconds: float
+    halted: str | UnsetType = UNSET
+
+
+class Totals(Struct, frozen=True, kw_only=True):
+    """Counts over the whole register."""
+
+    clients: int
+    active_clients: int
+    suspended_clients: int
+    deleted_clients: int
+    grants: int
+    active_grants: int
+    users: int
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """The log's position, each read model's, and totals."""
+
+    log_position: str | UnsetType = UNSET
+    """Absent while the log cannot be reached."""
+    activity_position: str | UnsetType = UNSET
+    read_models: dict[str, ReadModelStatus]
+    totals: Totals
+
+
+class AuditEvent(Struct, frozen=True, kw_only=True):
+    """An event as auditors read it: `data` is the event's body as it stands in the log."""
+
+    position: str
+    id: str
+    type: str
+    recorded_at: datetime
+    actor: dict[str, str]
+    data: dict[str, Any]
+
+
+class AuditPage(Struct, frozen=True, kw_only=True):
+    """A page of events, in the order of the log."""
+
+    items: list[AuditEvent]
+    next_cursor: str | UnsetType = UNSET
+
+
+class GrantAsOf(Struct, frozen=True, kw_only=True):
+    """A grant as it was at a moment."""
+
+    grant_id: str
+    user_id: str
+    scopes: list[str]
+    issued_at: datetime
+    expires_at: datetime
+    status: str
+    ended_at: datetime | UnsetType = UNSET
+    ended_reason: str | UnsetType = UNSET
+
+
+class ClientAsOf(Struct, frozen=True, kw_only=True):
+    """A client and its grants as they were at a moment, from the log."""
+
+    as_of: str
+    """The position that the answer holds for."""
+    client_id: str
+    status: str
+    source: str
+    created_at: datetime
+    metadata: dict[str, Any]
+    grants: list[GrantAsOf]

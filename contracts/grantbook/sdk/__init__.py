@@ -1,0 +1,1 @@
+"""The part of `grantbook` with I/O: reading the log, the revocation feed, replay."""

@@ -1,0 +1,52 @@
+"""One way to connect to NATS, with the traps of the client closed."""
+
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+import nats
+from nats.aio.client import Client
+
+CONNECT_SECONDS: Final = 2.0
+RECONNECT_WAIT_SECONDS: Final = 0.25
+PING_SECONDS: Final = 5
+PENDING_BYTES: Final = 64 * 1024 * 1024
+
+
+async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | None = None) -> Client:
+    """A connection that reconnects for ever. Raises `nats.errors.Error` or `OSError` when none can be made at first.
+
+    `on_trouble` hears, in words, of lost connections and of errors that NATS reports out of band: a permission that
+    is missing shows nowhere else, the request itself just times out.
+    """
+
+    async def heard(what: str) -> None:
+        if on_trouble is not None:
+            on_trouble(what)
+
+    async def on_error(error: Exception) -> None:
+        await heard(f"nats: {str(error) or type(error).__name__}")
+
+    async def on_disconnect() -> None:
+        await heard("nats: disconnected")
+
+    return await nats.connect(
+        url,
+        name=name,
+        connect_timeout=CONNECT_SECONDS,
+        reconnect_time_wait=RECONNECT_WAIT_SECONDS,
+        max_reconnect_attempts=-1,
+        ping_interval=PING_SECONDS,
+        max_outstanding_pings=2,
+        pending_size=PENDING_BYTES,
+        error_cb=on_error,
+        disconnected_cb=on_disconnect,
+    )
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown: user name and password replaced."""
+    parts = urlsplit(url)
+    if parts.username is None and parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))

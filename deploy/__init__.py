@@ -1,0 +1,1 @@
+"""Starting the parts of Grantbook on machines."""

@@ -1,0 +1,1 @@
+"""The room both services share: who may call, problems, request ids and logging, health."""

@@ -1,0 +1,1 @@
+"""The registry: the only writer of the log. It knows no Postgres."""

@@ -1,0 +1,105 @@
+"""`python -m registry`: serve the registry, and make its streams."""
+
+import asyncio
+import os
+import sys
+from typing import Final
+
+import click
+import structlog
+import uvicorn
+
+from door import logs, roles
+from grantbook.sdk import connection
+from grantbook.sdk.log import Unavailable
+from registry import app, streams
+
+SHUTDOWN_SECONDS: Final = 15
+BACKLOG_CONNECTIONS: Final = 2_048
+
+_log = structlog.get_logger("registry")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The registry: the only writer of Grantbook's log.
+
+    It takes registrations of agents, grants and their use from the identity provider, and revocations from admins.
+    Any number may run. Settings come from the environment:
+
+    \b
+    GRANTBOOK_NATS_URL          the NATS server, with its user and password
+    GRANTBOOK_URL               where agents reach the registry from outside
+    GRANTBOOK_TOKENS_FILE       bearer tokens by role, hashed: see `python -m door mint --help`
+    GRANTBOOK_NATS_MONITOR_URL  the NATS server's monitoring address; with it, a server that
+                                acknowledges before its data is on disk is refused
+    GRANTBOOK_FANOUT            `off`: leave the fan-out after deletions to other registries
+    """
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8081, show_default=True, help="Port to listen on.")
+def serve(host: str, port: int) -> None:
+    """Serve registration, /idp/v1 and the acting half of /admin/v1."""
+    logs.configure()
+    try:
+        application = app.create_app()
+    except (KeyError, roles.TokensRefused) as error:
+        raise click.ClickException(_explained(error)) from error
+    config = uvicorn.Config(
+        application,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        backlog=BACKLOG_CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        lifespan="on",
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+@main.command("ensure-streams")
+@click.option(
+    "--replicas", type=click.Choice(["1", "3"]), default="1", show_default=True, help="Copies of each stream."
+)
+@click.option(
+    "--log-max-bytes",
+    type=click.IntRange(min=1_048_576),
+    default=streams.LOG_MAX_BYTES,
+    show_default=True,
+    help="Size of the log; from 90 % of it nothing but revocations is recorded.",
+)
+@click.option("--rebuild-feed", is_flag=True, help="Make the revocation feed anew, after a restore of the log.")
+def ensure_streams(replicas: str, log_max_bytes: int, rebuild_feed: bool) -> None:  # noqa: FBT001  click hands it so
+    """Create the streams and buckets that are missing, and check those that are there."""
+
+    async def ensure() -> list[str]:
+        nats = await connection.connect(os.environ["GRANTBOOK_NATS_URL"], name="grantbook ensure-streams")
+        try:
+            if rebuild_feed:
+                await streams.rebuild_feed(nats, replicas=int(replicas))
+                click.echo("made the revocation feed anew")
+            return await streams.ensure(nats, replicas=int(replicas), log_max_bytes=log_max_bytes)
+        finally:
+            await nats.close()
+
+    try:
+        made = asyncio.run(ensure())
+    except (KeyError, streams.UnsafeStreams, Unavailable, OSError) as error:
+        raise click.ClickException(_explained(error)) from error
+    click.echo(f"created {', '.join(made)}" if made else "all streams are there, and as they must be")
+
+
+def _explained(error: Exception) -> str:
+    return f"set {error.args[0]}; see --help" if isinstance(error, KeyError) else str(error)
+
+
+if __name__ == "__main__":
+    main()

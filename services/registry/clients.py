@@ -1,0 +1,136 @@
+"""A client: state, evolve, decisions, refusals. No I/O, no clock, no ids made up.
+
+A decision is pure and total: state and intent give the one event to record, or None where nothing is to be done, or a
+refusal. Deciding again after the event gives None.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from msgspec import Struct
+
+from grantbook.events import (
+    Actor,
+    ClientDeleted,
+    ClientMetadata,
+    ClientMetadataChanged,
+    ClientRegistered,
+    ClientResumed,
+    ClientSuspended,
+    Event,
+)
+from grantbook.sealed import Sealed
+
+Status = Literal["active", "suspended", "deleted"]
+
+
+class Refusal(Exception):
+    """The register says no. Which answer that becomes is one table, in `registry.api.answers`."""
+
+
+class ClientNotFound(Refusal):
+    """No such client was ever registered."""
+
+
+class ClientGone(Refusal):
+    """The client was deleted, for ever."""
+
+
+class ClientNotAdmitted(Refusal):
+    """The client is suspended."""
+
+
+class Client(Struct, frozen=True, kw_only=True):
+    """What the log says of a client now."""
+
+    id: str
+    source: str
+    metadata: ClientMetadata
+    registered_at: datetime
+    status: Status = "active"
+
+
+class Intent(Struct, frozen=True, kw_only=True):
+    """Why somebody acts on a gate, and who. `note` is the sealed part; `by` has no id here."""
+
+    reason: str | None
+    note: Sealed | None
+    at: datetime
+    by: Actor
+
+
+def evolve(record: Event | None, gate: Event | None) -> Client | None:
+    """The client, from the last event on its record and the last on its gate: each carries the whole state."""
+    match record:
+        case ClientRegistered():
+            registered_at = record.at
+        case ClientMetadataChanged():
+            registered_at = record.registered_at
+        case _:
+            return None
+    status: Status = "active"
+    match gate:
+        case ClientSuspended():
+            status = "suspended"
+        case ClientDeleted():
+            status = "deleted"
+        case _:
+            pass
+    return Client(
+        id=record.client_id,
+        source=record.source,
+        metadata=record.metadata,
+        registered_at=registered_at,
+        status=status,
+    )
+
+
+def existing(client: Client | None) -> Client:
+    """The client, whether or not it is let in. Refuses one that was never there, and one that is gone."""
+    if client is None:
+        raise ClientNotFound
+    if client.status == "deleted":
+        raise ClientGone
+    return client
+
+
+def admitted(client: Client | None) -> Client:
+    """The client, where it is let in. Refuses all others."""
+    client = existing(client)
+    if client.status == "suspended":
+        raise ClientNotAdmitted
+    return client
+
+
+def register(
+    client: Client | None, *, client_id: str, source: str, metadata: ClientMetadata, at: datetime, by: Actor
+) -> ClientRegistered | None:
+    """Record a client under an id of its own."""
+    if client is not None:
+        return None
+    return ClientRegistered(client_id=client_id, source=source, metadata=metadata, at=at, by=by)
+
+
+def suspend(client: Client | None, intent: Intent) -> ClientSuspended | None:
+    """Deny the client's grants until it is resumed."""
+    client = existing(client)
+    if client.status == "suspended":
+        return None
+    return ClientSuspended(client_id=client.id, reason=intent.reason, note=intent.note, at=intent.at, by=intent.by)
+
+
+def resume(client: Client | None, intent: Intent) -> ClientResumed | None:
+    """Let a suspended client in again, with the grants that it had."""
+    client = existing(client)
+    if client.status == "active":
+        return None
+    return ClientResumed(client_id=client.id, reason=intent.reason, note=intent.note, at=intent.at, by=intent.by)
+
+
+def delete(client: Client | None, intent: Intent) -> ClientDeleted | None:
+    """End every grant of the client and admit no other, for ever."""
+    if client is None:
+        raise ClientNotFound
+    if client.status == "deleted":
+        return None
+    return ClientDeleted(client_id=client.id, reason=intent.reason, note=intent.note, at=intent.at, by=intent.by)

@@ -1,0 +1,254 @@
+"""Group commit: what concurrent requests append goes to the server as one atomic batch, with one disk sync for all.
+
+While one batch is in flight the next one gathers. A batch is all or nothing (ADR-50), so a refused batch is sent again
+one message at a time: one stale command fails alone. One batch is in flight at a time, so appends about one client
+never race each other from here.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from itertools import count
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self
+
+import msgspec
+from msgspec import Struct
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+MAX_BATCH_MESSAGES: Final = 200
+MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+MAX_WAITING_MESSAGES: Final = 20_000
+"""Past it an append is refused as busy at once: memory does not grow with what cannot be kept up with."""
+ACKNOWLEDGE_SECONDS: Final = 5.0
+"""Longer than a cluster takes to elect a leader, most of the time. After it the outcome is unknown."""
+DRAIN_SECONDS: Final = 10.0
+
+_WRONG_LAST_SEQUENCE: Final = 10_071
+_IN_FLIGHT: Final = {10_164, 10_158}
+_FULL: Final = {10_077, 10_023, 10_047}
+"""Maximum bytes exceeded; insufficient resources; insufficient storage."""
+_SENT_ALONE: Final = {10_071, 10_164, 10_158, 10_201, 10_077}
+"""Refusals of a batch after which each message is worth a try of its own."""
+
+
+class AppendFailed(Exception):
+    """An append was not acknowledged."""
+
+
+class Stale(AppendFailed):
+    """The subject moved on since it was read: nothing was stored. Look again and decide again."""
+
+
+class InFlight(AppendFailed):
+    """Somebody else is appending to the same subject just now: nothing was stored. Wait a little."""
+
+
+class Full(AppendFailed):
+    """The stream takes no more: nothing was stored."""
+
+
+class Busy(AppendFailed):
+    """Too much waits already: nothing was sent."""
+
+
+class OutcomeUnknown(AppendFailed):
+    """No answer in time: it may be stored or not. Read back by id; never send again blindly."""
+
+
+class Refused(AppendFailed):
+    """The server refused for a reason that is not one of ours. Nothing was stored."""
+
+
+class Expected(Struct, frozen=True):
+    """The last sequence that a literal subject must have for an append to be stored; 0: none yet."""
+
+    subject: str
+    sequence: int
+
+
+class Message(Struct, frozen=True):
+    """Something to append. `id` makes a second try of it a duplicate, within the stream's duplicate window."""
+
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+    id: str
+    expected: Expected | None
+
+
+class Stored(Struct, frozen=True):
+    """Where it stands. `duplicate`: a message with its id was there before, and need not be the same message."""
+
+    sequence: int
+    duplicate: bool = False
+
+
+class GroupCommit:
+    """Appends to one stream. `async with` starts it and, at the end, finishes what it took."""
+
+    def __init__(self, connection: Client, stream: str) -> None:
+        self.stream = stream
+        self._connection = connection
+        self._waiting: deque[tuple[Message, asyncio.Future[Stored]]] = deque()
+        self._wakeup = asyncio.Event()
+        self._batches = count(1)
+        self._batch_prefix = connection.new_inbox().rpartition(".")[2]
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name=f"group commit {self.stream}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self._wakeup.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=DRAIN_SECONDS)
+            self._task.cancel()
+        for _, answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(Busy("the registry is stopping"))
+
+    def submit(self, message: Message) -> asyncio.Future[Stored]:
+        """Append a message. The future ends once it is on disk, or with an `AppendFailed`. Raises `Busy` at once."""
+        if self._closing or len(self._waiting) >= MAX_WAITING_MESSAGES:
+            raise Busy("the registry is stopping" if self._closing else "too many appends are waiting")
+        if not self._connection.is_connected:
+            # The client would keep it and send it whenever it is connected again: later than anybody waits for.
+            message_ = "not connected to NATS"
+            raise Busy(message_)
+        answer: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+        self._waiting.append((message, answer))
+        self._wakeup.set()
+        return answer
+
+    async def _run(self) -> None:
+        while not (self._closing and not self._waiting):
+            await self._wakeup.wait()
+            self._wakeup.clear()
+            while self._waiting:
+                await self._commit(self._gather())
+
+    def _gather(self) -> list[tuple[Message, asyncio.Future[Stored]]]:
+        """What goes into the next batch: all that waits, in order, but for what depends on a write in the batch."""
+        batch: list[tuple[Message, asyncio.Future[Stored]]] = []
+        later: list[tuple[Message, asyncio.Future[Stored]]] = []
+        written: set[str] = set()
+        size = 0
+        while self._waiting and len(batch) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
+            entry = self._waiting.popleft()
+            message, answer = entry
+            if answer.done():
+                continue
+            if message.expected is not None and message.expected.subject in written:
+                later.append(entry)
+                continue
+            batch.append(entry)
+            written.add(message.subject)
+            size += len(message.body)
+        self._waiting.extendleft(reversed(later))
+        return batch
+
+    async def _commit(self, batch: Sequence[tuple[Message, asyncio.Future[Stored]]]) -> None:
+        if len(batch) > 1:
+            try:
+                last = await self._send_together([message for message, _ in batch])
+            except _SendAlone:
+                pass
+            except AppendFailed as error:
+                for _, answer in batch:
+                    _fail(answer, error)
+                return
+            else:
+                for place, (_, answer) in enumerate(batch, start=last - len(batch) + 1):
+                    _succeed(answer, Stored(place))
+                return
+        # Those that look at one subject go in order, so that a cluster does not refuse them as in flight (10164).
+        groups: dict[str, list[tuple[Message, asyncio.Future[Stored]]]] = {}
+        for entry in batch:
+            message = entry[0]
+            groups.setdefault(message.expected.subject if message.expected else message.subject, []).append(entry)
+        await asyncio.gather(*(self._send_in_order(group) for group in groups.values()))
+
+    async def _send_in_order(self, group: Sequence[tuple[Message, asyncio.Future[Stored]]]) -> None:
+        for message, answer in group:
+            try:
+                acknowledged = await self._request(message, _headers(message))
+            except AppendFailed as error:
+                _fail(answer, error)
+            else:
+                _succeed(answer, Stored(acknowledged["seq"], bool(acknowledged.get("duplicate"))))
+
+    async def _send_together(self, messages: Sequence[Message]) -> int:
+        """One atomic batch. The sequence of its last message. Raises `_SendAlone` when each is worth its own try."""
+        batch_id = f"{self._batch_prefix}-{next(self._batches)}"
+        *others, last = messages
+        try:
+            for number, message in enumerate(others, start=1):
+                await self._connection.publish(
+                    message.subject, message.body, headers=_headers(message) | _batch_headers(batch_id, number)
+                )
+        except (NatsError, OSError) as error:
+            # Without its commit a batch is forgotten by the server: nothing of it is ever stored.
+            raise Busy(str(error) or "not connected to NATS") from error
+        commit = _batch_headers(batch_id, len(messages)) | {"Nats-Batch-Commit": "1"}
+        acknowledged = await self._request(last, _headers(last) | commit, together=True)
+        sequence: int = acknowledged["seq"]
+        return sequence
+
+    async def _request(self, message: Message, headers: dict[str, str], *, together: bool = False) -> dict[str, Any]:
+        try:
+            answer = await self._connection.request(
+                message.subject, message.body, timeout=ACKNOWLEDGE_SECONDS, headers=headers
+            )
+            acknowledged: dict[str, Any] = msgspec.json.decode(answer.data)
+        except (TimeoutError, NatsError, OSError, msgspec.MsgspecError) as error:
+            raise OutcomeUnknown(str(error) or type(error).__name__) from error
+        if "error" in acknowledged:
+            _raise_for(acknowledged["error"], together=together)
+        return acknowledged
+
+
+class _SendAlone(AppendFailed):
+    """A batch was refused for the sake of one of its messages."""
+
+
+def _raise_for(error: dict[str, Any], *, together: bool) -> NoReturn:
+    code, text = error.get("err_code"), str(error.get("description"))
+    if together and code in _SENT_ALONE:
+        raise _SendAlone(text)
+    if code == _WRONG_LAST_SEQUENCE:
+        raise Stale(text)
+    if code in _IN_FLIGHT:
+        raise InFlight(text)
+    if code in _FULL:
+        raise Full(text)
+    raise Refused(f"{code}: {text}")
+
+
+def _headers(message: Message) -> dict[str, str]:
+    headers = message.headers | {"Nats-Msg-Id": message.id}
+    if message.expected is not None:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(message.expected.sequence)
+        if message.expected.subject != message.subject:
+            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = message.expected.subject
+    return headers
+
+
+def _batch_headers(batch_id: str, number: int) -> dict[str, str]:
+    return {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+
+
+def _succeed(answer: asyncio.Future[Stored], stored: Stored) -> None:
+    if not answer.done():
+        answer.set_result(stored)
+
+
+def _fail(answer: asyncio.Future[Stored], error: AppendFailed) -> None:
+    if not answer.done():
+        answer.set_exception(error)

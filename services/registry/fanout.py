@@ -1,0 +1,197 @@
+"""The fan-out: after a client's deletion, one `grant.revoked` for each of its grants that still stood.
+
+Denial does not wait for it: the deletion on the client's gate is the one fact that ends every grant. These events are
+for auditors, and for those who know a grant id alone. A small follower does it, in one registry at a time (a lease in
+a bucket), resumable (its checkpoint is moved after the last append of a deletion), idempotent (each event expects that
+its gate is empty) and bounded in memory (a page of grants at a time). It is paced, so that the projection of other
+clients keeps up.
+
+Nothing about a client is ever recorded after its deletion but what stands here: grants are issued and extended
+expecting the client's gate. So an enumeration that has come to the deletion itself has seen every grant.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from grantbook import subjects, wire
+from grantbook.events import CLIENT_DELETED, Actor, ClientDeleted, GrantRevoked
+from grantbook.sdk.log import LogReader, Raw, Unavailable
+from registry import grants
+from registry.buckets import Bucket
+from registry.clients import Intent
+from registry.commit import AppendFailed
+from registry.store import Contended, Log, LogFull
+
+PAGE_GRANTS: Final = 500
+PACE_PER_SECOND: Final = 12_000
+"""Default number of grants ended in a second: the projection of others keeps up with it."""
+LEASE_SECONDS: Final = 5.0
+RENEW_SECONDS: Final = 1.0
+WAIT_SECONDS: Final = 1.0
+_LEASE: Final = "lease"
+_CHECKPOINT: Final = "checkpoint"
+
+_log = structlog.get_logger("fanout")
+
+
+class Lease(Struct, frozen=True):
+    """Who does the fan-out, and until when (UTC) without renewing."""
+
+    holder: str
+    until: datetime
+
+
+class Checkpoint(Struct, frozen=True):
+    """Every deletion up to this sequence of the log with this identity is done."""
+
+    identity: str
+    position: int
+
+
+class LeaseLost(Exception):
+    """Another registry does the fan-out now."""
+
+
+class Fanout:
+    """Runs for as long as its task does. `holder` names this process; `now` is its clock."""
+
+    def __init__(
+        self,
+        log: Log,
+        bucket: Bucket,
+        *,
+        holder: str,
+        now: Callable[[], datetime],
+        pace_per_second: int = PACE_PER_SECOND,
+    ) -> None:
+        self.trouble: str | None = None
+        """Why it does not go on at the moment, in words, or None."""
+        self.holding = False
+        self._log = log
+        self._reader: LogReader = log.reader
+        self._bucket = bucket
+        self._holder = holder
+        self._now = now
+        self._pace = pace_per_second
+        self._lease_revision = 0
+        self._renew_at = 0.0
+
+    async def run(self) -> None:
+        """Take the lease when it is free, and do every deletion that is not done. Ends only by being cancelled."""
+        while True:
+            try:
+                if await self._take_lease():
+                    await self._follow()
+            except (Unavailable, AppendFailed, Contended, LogFull, LeaseLost) as error:
+                self.trouble = f"{type(error).__name__}: {error}"
+                _log.warning("fan-out waits", reason=self.trouble)
+            finally:
+                self.holding = False
+            await asyncio.sleep(WAIT_SECONDS)
+
+    async def release(self) -> None:
+        """Let go of the lease, so that another registry need not wait for its end."""
+        if self._lease_revision:
+            await self._bucket.put(
+                _LEASE, msgspec.json.encode(Lease(self._holder, self._now())), revision=self._lease_revision
+            )
+
+    async def _take_lease(self) -> bool:
+        entry = await self._bucket.get(_LEASE)
+        if entry is not None and entry.value is not None:
+            lease = msgspec.json.decode(entry.value, type=Lease)
+            if lease.holder != self._holder and lease.until > self._now():
+                return False
+        self._lease_revision = 0 if entry is None else entry.revision
+        await self._renew()
+        self.holding = True
+        self.trouble = None
+        return True
+
+    async def _renew(self) -> None:
+        lease = Lease(self._holder, self._now() + timedelta(seconds=LEASE_SECONDS))
+        revision = await self._bucket.put(_LEASE, msgspec.json.encode(lease), revision=self._lease_revision)
+        if revision is None:
+            self._lease_revision = 0
+            raise LeaseLost(self._holder)
+        self._lease_revision = revision
+        self._renew_at = asyncio.get_running_loop().time() + RENEW_SECONDS
+
+    async def _keep_lease(self) -> None:
+        if asyncio.get_running_loop().time() >= self._renew_at:
+            await self._renew()
+
+    async def _follow(self) -> None:
+        identity = (await self._reader.state()).identity
+        entry = await self._bucket.get(_CHECKPOINT)
+        after, revision = 0, 0
+        if entry is not None:
+            revision = entry.revision
+            if entry.value is not None:
+                checkpoint = msgspec.json.decode(entry.value, type=Checkpoint)
+                # Another log than the one that the checkpoint is of is read from its start: all of this is idempotent.
+                after = checkpoint.position if checkpoint.identity == identity else 0
+        async with self._reader.follow(after, [subjects.CLIENT_GATES]) as follower:
+            while True:
+                await self._keep_lease()
+                messages = await follower.next(RENEW_SECONDS)
+                for raw in messages:
+                    recorded = raw.recorded()
+                    if isinstance(recorded.event, ClientDeleted):
+                        await self._end_grants(recorded)
+                if messages:
+                    checkpoint = Checkpoint(identity, messages[-1].sequence)
+                    written = await self._bucket.put(_CHECKPOINT, msgspec.json.encode(checkpoint), revision=revision)
+                    if written is None:
+                        raise LeaseLost(self._holder)
+                    revision = written
+
+    async def _end_grants(self, deletion: wire.Recorded) -> None:
+        """Write `grant.revoked` for each grant of the client that still stood."""
+        client = subjects.client_token_of(deletion.subject)
+        if client is None:
+            return
+        ended = 0
+        started = asyncio.get_running_loop().time()
+        filters = [subjects.grant_record(client, "*"), deletion.subject]
+        async with self._reader.follow(0, filters, last_per_subject=True, messages=PAGE_GRANTS) as grants_:
+            reached = False
+            while not reached:
+                page = await grants_.next(RENEW_SECONDS)
+                await self._keep_lease()
+                # "Nothing pending" is not the end: only the deletion's own message is.
+                reached = any(raw.sequence >= deletion.position for raw in page)
+                records = [raw for raw in page if raw.subject != deletion.subject]
+                ended += await self._end_page(client, deletion, records)
+                ahead = ended / self._pace - (asyncio.get_running_loop().time() - started)
+                if ahead > 0:
+                    await asyncio.sleep(ahead)
+        if ended:
+            _log.info("fan-out ended the grants of a deleted client", client=client, grants=ended)
+
+    async def _end_page(self, client: str, deletion: wire.Recorded, page: list[Raw]) -> int:
+        gates = {raw.subject: subjects.grant_gate(client, subjects.grant_token_of(raw.subject) or "") for raw in page}
+        closed = await self._reader.last(list(gates.values()))
+        now = self._now()
+        intent = Intent(reason=CLIENT_DELETED, note=None, at=now, by=Actor("system"))
+        events: list[GrantRevoked] = []
+        for raw in page:
+            if gates[raw.subject] in closed:
+                continue
+            recorded = raw.recorded()
+            if isinstance(recorded.event, wire.Unknown):
+                continue
+            grant = grants.evolve(recorded.event, recorded.position, None)
+            if grant is None or grant.expires_at + grant.threshold <= deletion.recorded_at:
+                continue  # it had ended by itself
+            event = grants.revoke(grants.Holding(client=None, grant=grant), intent, caused_by=deletion.id)
+            if event is not None:
+                events.append(event)
+        await self._log.record_all(events)
+        return len(events)

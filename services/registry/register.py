@@ -1,0 +1,36 @@
+"""What every handler of the registry works with: its parts, handed in by the composition root."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from msgspec import Struct
+
+from grantbook import positions
+from registry.activity import ActivityLog
+from registry.buckets import Bucket
+from registry.keys import Seals
+from registry.store import Log
+
+
+class Register(Struct, frozen=True):
+    """The registry, assembled. `now` gives UTC, `new_id` a UUIDv7, `random` that many random bytes."""
+
+    log: Log
+    log_identity: str
+    activity: ActivityLog
+    activity_identity: str
+    credentials: Bucket
+    seals: Seals
+    now: Callable[[], datetime]
+    new_id: Callable[[], str]
+    random: Callable[[int], bytes]
+    base_url: str
+    """Where agents reach us from outside, without a trailing slash. Configuration, never a request's `Host`."""
+
+    def log_position(self, sequence: int) -> dict[str, str]:
+        """The answer's header for a position of the log."""
+        return {"Grantbook-Position": str(positions.Position("log", self.log_identity, sequence))}
+
+    def activity_position(self, sequence: int) -> dict[str, str]:
+        """The answer's header for a position of the activity log."""
+        return {"Grantbook-Position": str(positions.Position("activity", self.activity_identity, sequence))}

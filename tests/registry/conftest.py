@@ -1,0 +1,58 @@
+"""A log on a real nats-server, with streams that are the test's own."""
+
+import itertools
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import uuid_utils
+from nats.aio.client import Client
+
+from grantbook import subjects
+from grantbook.sdk import connection
+from grantbook.sdk.log import LogReader
+from registry import streams
+from registry.commit import GroupCommit
+from registry.store import Log
+
+MAX_BYTES = 256 * 1024 * 1024
+
+_names = itertools.count()
+
+
+def new_id() -> str:
+    """A UUIDv7, as the composition root mints them."""
+    return str(uuid_utils.uuid7())
+
+
+@pytest.fixture
+async def nats(nats_url: str) -> AsyncIterator[Client]:
+    """A connection to an account that has the register's streams, empty."""
+    client = await connection.connect(nats_url, name=f"test {next(_names)}")
+    await streams.ensure(client, log_max_bytes=MAX_BYTES)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+async def reader(nats: Client) -> AsyncIterator[LogReader]:
+    """The log, for reading."""
+    async with LogReader(nats, subjects.LOG) as log:
+        yield log
+
+
+@pytest.fixture
+async def log(nats: Client, reader: LogReader) -> AsyncIterator[Log]:
+    """The log, for writing."""
+    async with GroupCommit(nats, subjects.LOG) as commit:
+        yield Log(reader, commit, new_id=new_id, jitter=random.random)
+
+
+@pytest.fixture
+async def other_log(nats_url: str, log: Log) -> AsyncIterator[Log]:
+    """The same log, as another registry writes it."""
+    assert log is not None
+    client = await connection.connect(nats_url, name=f"test {next(_names)}")
+    async with LogReader(client, subjects.LOG) as reader, GroupCommit(client, subjects.LOG) as commit:
+        yield Log(reader, commit, new_id=new_id, jitter=random.random)
+    await client.close()
