@@ -65,6 +65,6 @@ clean: ## Delete the data of `make up` and all caches; .venv itself stays
 
 # Either lock brings the build backend, so nothing is fetched here.
 .venv/editable.stamp: pyproject.toml | .venv/made.stamp
-	@test -e .venv/dev.stamp || $(MAKE) --no-print-directory .venv/up.stamp
+	@test -e .venv/dev.stamp || $(MAKE) -s --no-print-directory .venv/up.stamp
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

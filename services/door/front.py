@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
+import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.plugins.prometheus import PrometheusConfig, PrometheusController
 from litestar.types import ControllerRouterHandler
 
-from door import docs, health, problems, requests, roles
+from door import docs, health, logs, problems, requests, roles
 
 MAX_BODY_BYTES: Final = 1_048_576
 """Default limit of a request's body. A route that needs another sets `request_max_body_size`."""
@@ -46,6 +47,9 @@ def litestar_app(
     `answers` says which problem each refusal of a room becomes, and `renderings` how problems look under a path prefix
     where another standard than RFC 9457 rules.
     """
+    if not structlog.is_configured():
+        # structlog's own default shows local variables in traces, and redacts nothing.
+        logs.configure()
     app = Litestar(
         route_handlers=[
             *route_handlers,

@@ -116,6 +116,16 @@ class _Logger(structlog.WriteLogger):
         self.name = name
 
 
+class _ToStderr(logging.Handler):
+    """Writes to stderr as it stands when the line is written: it may be replaced while we run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except Exception:  # noqa: BLE001  as every handler of the standard library: a log line breaks no work
+            self.handleError(record)
+
+
 def _named(logger: object, _: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     record = line.get("_record")
     name = record.name if isinstance(record, logging.LogRecord) else getattr(logger, "name", None)
@@ -170,7 +180,7 @@ def configure(*, as_json: bool | None = None, level: str = "INFO") -> None:
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],
         keep_exc_info=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

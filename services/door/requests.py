@@ -6,13 +6,15 @@ A raw ASGI middleware around the whole application, so that it also sees what no
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, cast
 
 import structlog
 from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
 
 REQUEST_ID_HEADER: Final = "X-Request-Id"
 NOT_STORED: Final = ("/idp", "/admin", "/audit", "/auth")
@@ -91,47 +93,28 @@ def around(app: ASGIApp, *, mint_request_id: Callable[[], str]) -> ASGIApp:
         if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
             return
-        sent_id: bytes | None = None
-        sent_trace: bytes | None = None
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                sent_id = value
-            elif name == b"traceparent":
-                # More than one is invalid (W3C Trace Context section 3.2).
-                sent_trace = value if sent_trace is None else b""
-        current = _Current(request_id_in(sent_id) or mint_request_id(), traceparent_in(sent_trace))
-        token = _current.set(current)
-        added = [(b"x-request-id", current.request_id.encode()), (b"x-content-type-options", b"nosniff")]
-        path, method = scope["path"], scope["method"]
+        current = _of_headers(scope["headers"], mint_request_id)
+        method, path = scope["method"], scope["path"]
         if method == HttpMethod.HEAD:
             # RFC 9110 section 9.3.2: HEAD is GET without the content; the framework routes it to nothing on its own.
             scope["method"] = HttpMethod.GET
+            send = _without_content(send)
         started = time.perf_counter()
         status = 0
-        ended = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message["headers"], *added]
-                if path.startswith(NOT_STORED) and not any(name == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-                message["headers"] = headers
-            elif method == HttpMethod.HEAD and message["type"] == "http.response.body":
-                nonlocal ended
-                if ended:
-                    return
-                ended = True
-                message = {"type": "http.response.body", "body": b"", "more_body": False}
+                message["headers"] = _with_ours(message["headers"], path, current)
             await send(message)
 
+        token = _current.set(current)
         try:
             await app(scope, receive, send_with_headers)
         finally:
             template = cast("dict[str, Any]", scope).get("path_template", UNMATCHED)
-            write = log.debug if template in QUIET else log.info
-            write(
+            (log.debug if template in QUIET else log.info)(
                 "request",
                 method=method,
                 path=template,
@@ -141,3 +124,40 @@ def around(app: ASGIApp, *, mint_request_id: Callable[[], str]) -> ASGIApp:
             _current.reset(token)
 
     return middleware
+
+
+def _of_headers(headers: RawHeaders, mint_request_id: Callable[[], str]) -> _Current:
+    sent_id: bytes | None = None
+    sent_trace: bytes | None = None
+    for name, value in headers:
+        if name == b"x-request-id":
+            sent_id = value
+        elif name == b"traceparent":
+            # More than one is invalid (W3C Trace Context section 3.2).
+            sent_trace = value if sent_trace is None else b""
+    return _Current(request_id_in(sent_id) or mint_request_id(), traceparent_in(sent_trace))
+
+
+def _with_ours(headers: RawHeaders, path: str, current: _Current) -> list[tuple[bytes, bytes]]:
+    ours = [
+        *headers,
+        (b"x-request-id", current.request_id.encode()),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    if path.startswith(NOT_STORED) and not any(name == b"cache-control" for name, _ in ours):
+        ours.append((b"cache-control", b"no-store"))
+    return ours
+
+
+def _without_content(send: Send) -> Send:
+    ended = False
+
+    async def send_start_alone(message: Message) -> None:
+        nonlocal ended
+        if message["type"] != "http.response.body":
+            await send(message)
+        elif not ended:
+            ended = True
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return send_start_alone

@@ -15,8 +15,8 @@ from grantbook import subjects, wire
 from grantbook.sdk.log import REQUEST_SECONDS, LogReader, Unavailable
 
 DAY_SECONDS: Final = 86_400
-LOG_MAX_BYTES: Final = 64 * 1024**3
-"""Default size of the log at which the server refuses appends. Revocations go on until then; see `FULL_SHARE`."""
+LOG_MAX_BYTES: Final = 8 * 1024**3
+"""Default size of the log, about 15 million events; the server sets it aside. See `FULL_SHARE` for its end."""
 ACTIVITY_MAX_AGE_DAYS: Final = 90
 REVOCATIONS_MAX_AGE_DAYS: Final = 90
 DUPLICATE_WINDOW_SECONDS: Final = 120

@@ -55,7 +55,9 @@ def test_the_same_scopes_in_another_order_are_the_same_grant() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"user_id": "bob"}, {"scopes": ("read",)}, {"expires_at": NOON + 9 * HOUR}], ids=lambda it: next(iter(it))
+    "change",
+    [{"user_id": "bob"}, {"scopes": ("read",)}, {"expires_at": NOON + 9 * HOUR}],
+    ids=lambda it: next(iter(it)),
 )
 def test_the_same_id_with_other_content_is_a_conflict(change: dict[str, object]) -> None:
     """Users: one's grant never becomes another's."""
@@ -158,7 +160,10 @@ def test_deciding_again_gives_nothing(gate: Event | None, grant_gate: Event | No
     after = given(client_gate=gate, grant=issued or grant, grant_gate=grant_gate)
     assert grants.issue(after, PROPOSED) is None
     revoked = grants.revoke(after, BY_ADMIN)
-    assert grants.revoke(given(client_gate=gate, grant=issued or grant, grant_gate=revoked or grant_gate), BY_ADMIN) is None
+    assert (
+        grants.revoke(given(client_gate=gate, grant=issued or grant, grant_gate=revoked or grant_gate), BY_ADMIN)
+        is None
+    )
 
 
 def test_no_event_of_another_kind_makes_a_grant() -> None:

@@ -114,9 +114,7 @@ async def test_two_registries_cannot_issue_one_grant_id_twice(log: Log, other_lo
     await log.record_new(REGISTERED)
     outcomes: list[object] = []
     for number in range(30):
-        proposals = [
-            msgspec.structs.replace(PROPOSED, grant_id=f"g{number}", user_id=user) for user in ("ada", "bob")
-        ]
+        proposals = [msgspec.structs.replace(PROPOSED, grant_id=f"g{number}", user_id=user) for user in ("ada", "bob")]
 
         def issue(proposal: grants.Proposal) -> store.Aggregate[Holding]:
             return store.holding("c1", proposal.grant_id)
@@ -134,7 +132,9 @@ async def test_two_registries_cannot_issue_one_grant_id_twice(log: Log, other_lo
     assert sorted(issued) == sorted(f"g{number}" for number in range(30))
 
 
-async def test_two_registries_suspending_and_deleting_at_once_agree(log: Log, other_log: Log, reader: LogReader) -> None:
+async def test_two_registries_suspending_and_deleting_at_once_agree(
+    log: Log, other_log: Log, reader: LogReader
+) -> None:
     """Admins: whatever the order, deletion wins and is said once by each who asked."""
     for number in range(20):
         await log.record_new(registered(f"c{number}"))
@@ -210,5 +210,3 @@ async def test_an_event_of_the_future_on_a_gate_is_not_guessed_about(nats: Clien
     await nats.request(subjects.client_gate("c1"), b"{}", headers=headers, timeout=PROBE_SECONDS)
     with pytest.raises(store.WrittenByNewer):
         await log.transact(store.holding("c1", "g1"), lambda state: grants.issue(state, PROPOSED))
-
-

@@ -14,6 +14,7 @@ client, a grant, a user) is denied, and the event is counted.
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import deque
@@ -40,6 +41,7 @@ from grantbook.events import (
 )
 from grantbook.sdk.connection import connect
 from grantbook.sdk.log import Follower, LogReader, Raw, StreamState, Unavailable
+from grantbook.sdk.reading import before
 
 State = Literal["starting", "fresh", "stale"]
 WhenStale = Literal["deny", "allow"]
@@ -299,11 +301,10 @@ class RevocationFeed:
                 if self._following.done():
                     await self._following
         except BaseException as error:
+            why = self._trouble
             await self._close()
             if isinstance(error, TimeoutError | NatsError | OSError):
-                raise FeedUnavailable(
-                    self._trouble or f"cannot reach NATS: {str(error) or type(error).__name__}"
-                ) from error
+                raise FeedUnavailable(why or f"cannot reach NATS: {str(error) or type(error).__name__}") from error
             raise
         finally:
             if waiting is not None:
@@ -324,7 +325,8 @@ class RevocationFeed:
             following.cancel()
             await asyncio.wait((following,))
         if connection is not None:
-            await connection.close()
+            with contextlib.suppress(OSError):  # the server is gone already
+                await connection.close()
 
     def _ended(self, following: asyncio.Task[None]) -> None:
         if not following.cancelled():
@@ -342,7 +344,7 @@ class RevocationFeed:
                 try:
                     state = await feed.state()
                     self._refuse_short_feed(state)
-                    after = await _before(feed, state, self._clock() - self._keep)
+                    after = await before(feed, state, self._clock() - self._keep)
                 except Unavailable as error:
                     self._report(str(error))
                     await asyncio.sleep(RECHECK_SECONDS)
@@ -444,23 +446,6 @@ def _doubt(state: StreamState) -> str | None:
         if source.lag > 0:
             return f"{state.name} is {source.lag} messages behind the log"
     return None
-
-
-async def _before(feed: LogReader, state: StreamState, since: datetime) -> int:
-    """Sequence before the first message stored at `since` or later. Raises `Unavailable`.
-
-    Searched for on the leader, in a few reads: a consumer that starts by time on a node that is behind could start too
-    late, and would not say where.
-    """
-    low, high = max(state.first, 1), state.last + 1
-    while low < high:
-        middle = (low + high) // 2
-        message = await feed.at_on_leader(middle)
-        if message is None or message.stored_at < since:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
 
 
 def _log_sequence(raw: Raw) -> int | None:

@@ -92,4 +92,5 @@ def rendering(problem: Problem) -> Response[bytes]:
     )
 
 
-ROUTES: Final = [register_client, preflight]
+# In this order: Litestar adds an OPTIONS handler of its own to a path that has none yet.
+ROUTES: Final = [preflight, register_client]

@@ -1,0 +1,41 @@
+"""`python -m deploy.dev`: the whole product on this machine."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from deploy.dev import up as all_in_one
+from deploy.dev.servers import ServerFailed
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Grantbook on one machine: real servers from their wheels, one Python process, one port."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, envvar="GRANTBOOK_HOST", help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, envvar="GRANTBOOK_PORT", help="Port to listen on.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".grantbook"),
+    show_default=True,
+    help="Where everything is kept between runs.",
+)
+@click.option("--quiet", is_flag=True, help="Do not print what to try next.")
+def up(host: str, port: int, data: Path, quiet: bool) -> None:  # noqa: FBT001  click hands it so
+    """Start everything; Ctrl-C stops all of it.
+
+    With GRANTBOOK_NATS_URL or GRANTBOOK_DATABASE_URL set, that server of yours is used instead of an embedded one.
+    """
+    try:
+        sys.exit(all_in_one.run(host=host, port=port, data=data, quiet=quiet))
+    except (ServerFailed, all_in_one.CannotStart) as error:
+        click.secho(f"grantbook cannot start: {error}", err=True, fg="red")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""The all-in-one: servers as children, and registry, projector and read API in this process on one port.
+
+When a child dies all of it stops, with the reason. Ctrl-C finishes what was acknowledged, then stops the children.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+import uvicorn
+from litestar import Litestar
+from msgspec import Struct
+
+import projector.app
+import registry.app
+from deploy.dev.servers import Server, free_port, nats_server, postgres_server
+from door import front, logs, roles
+from grantbook.sdk import connection
+from grantbook.sdk.log import Unavailable
+from registry import streams
+
+WATCH_SECONDS: Final = 0.5
+SHUTDOWN_SECONDS: Final = 10
+BACKLOG_CONNECTIONS: Final = 2_048
+TOKEN_ROLES: Final[tuple[roles.Role, ...]] = ("idp", "admin", "auditor", "feed", "ops")
+MAX_LOG_BYTES: Final = 8 * 1024**3
+DISK_SHARE_OF_LOG: Final = 4
+"""The log may grow to one part in so many of the disk's free room; nats-server sets it aside at once."""
+
+_log = structlog.get_logger("grantbook")
+
+
+class CannotStart(Exception):
+    """The all-in-one cannot start. The message says what to do."""
+
+
+class Kept(Struct):
+    """What stays the same between runs, in `state.json` (mode 0600): ports, so that clients find us again; passwords."""
+
+    nats_port: int
+    postgres_port: int
+    nats_password: str
+    postgres_password: str
+    tokens: dict[str, str]
+
+
+class Place(Struct, frozen=True):
+    """Where everything is."""
+
+    url: str
+    nats_url: str
+    nats_monitor_url: str | None
+    database_url: str
+    tokens_file: Path
+    kept: Kept
+
+
+def run(*, host: str, port: int, data: Path, quiet: bool) -> int:
+    """Start everything, serve until told to stop. The exit status. Raises `CannotStart` and `ServerFailed`."""
+    _refuse_busy(host, port)
+    data = data.absolute()
+    kept = _keep(data)
+    own_nats, own_database = os.environ.get("GRANTBOOK_NATS_URL"), os.environ.get("GRANTBOOK_DATABASE_URL")
+    servers: list[Server] = []
+    try:
+        if not own_nats:
+            servers.append(
+                nats_server(
+                    data / "nats", port=kept.nats_port, user="grantbook", password=kept.nats_password, start=False
+                )
+            )
+        if not own_database:
+            servers.append(
+                postgres_server(
+                    data / "postgres", port=kept.postgres_port, password=kept.postgres_password, start=False
+                )
+            )
+        for server in servers:
+            server.spawn()
+        for server in servers:
+            server.wait_ready()
+        urls = {server.name: server for server in servers}
+        place = Place(
+            url=f"http://{host}:{port}",
+            nats_url=own_nats or urls["nats-server"].url,
+            nats_monitor_url=None if own_nats else urls["nats-server"].monitor_url,
+            database_url=own_database or urls["postgres"].url,
+            tokens_file=_token_file(data, kept),
+            kept=kept,
+        )
+        _write_environment(data, place)
+        logs.configure()
+        return asyncio.run(_serve(host, port, place, servers, data, quiet=quiet))
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for server in reversed(servers):
+            server.stop()
+
+
+def create_app(place: Place) -> Litestar:
+    """Registry and projector as one application: the routes of both, one port."""
+    registry_settings = registry.app.Settings(
+        nats_url=place.nats_url,
+        nats_monitor_url=place.nats_monitor_url,
+        tokens_file=place.tokens_file,
+        base_url=place.url,
+        allow_development_tokens=True,
+    )
+    projector_settings = projector.app.Settings(
+        nats_url=place.nats_url,
+        database_url=place.database_url,
+        tokens_file=place.tokens_file,
+        allow_development_tokens=True,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app.state.registry = await stack.enter_async_context(registry.app.running(registry_settings))
+            app.state.projector = await stack.enter_async_context(projector.app.running_projector(projector_settings))
+            app.state.reads = await stack.enter_async_context(projector.app.opened_reads(projector_settings))
+            yield
+
+    return front.litestar_app(
+        [*registry.app.ROUTES, *projector.app.ROUTES],
+        name="grantbook",
+        keyring=roles.load(place.tokens_file, allow_development=True),
+        mint_request_id=registry.app.new_id,
+        ready=registry.app.READY | projector.app.READY,
+        warn=registry.app.WARN | projector.app.WARN,
+        lifespan=[lifespan],
+        dependencies=registry.app.DEPENDENCIES | projector.app.DEPENDENCIES,
+        answers=registry.app.ANSWERS | projector.app.ANSWERS,
+        renderings=registry.app.RENDERINGS,
+    )
+
+
+async def _serve(host: str, port: int, place: Place, servers: list[Server], data: Path, *, quiet: bool) -> int:
+    try:
+        await _ensure_streams(place.nats_url, data)
+    except (streams.UnsafeStreams, Unavailable) as error:
+        raise CannotStart(str(error)) from error
+    config = uvicorn.Config(
+        create_app(place),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        backlog=BACKLOG_CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        lifespan="on",
+    )
+    server = uvicorn.Server(config)
+    watching = asyncio.create_task(_watch(server, servers, place, quiet=quiet))
+    try:
+        await server.serve()
+    finally:
+        watching.cancel()
+    if not server.started:
+        raise CannotStart("see the reason above")
+    died = [each for each in servers if not each.alive]
+    if died:
+        raise died[0].failure(f"ended by itself (exit status {died[0].returncode}), so all of it stopped")
+    return 0
+
+
+async def _watch(server: uvicorn.Server, servers: list[Server], place: Place, *, quiet: bool) -> None:
+    """Say what to try once it serves; stop all of it when a child dies."""
+    told = quiet
+    while True:
+        await asyncio.sleep(WATCH_SECONDS if told else 0.01)
+        if server.started and not told:
+            told = True
+            print(_welcome(place), flush=True)
+        if not all(each.alive for each in servers):
+            server.should_exit = True
+
+
+async def _ensure_streams(nats_url: str, data: Path) -> None:
+    nats = await connection.connect(nats_url, name="grantbook up")
+    try:
+        room = shutil.disk_usage(data).free // DISK_SHARE_OF_LOG
+        await streams.ensure(nats, log_max_bytes=min(MAX_LOG_BYTES, room))
+    finally:
+        await nats.close()
+
+
+def _keep(data: Path) -> Kept:
+    file = data / "state.json"
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if file.exists():
+            return msgspec.json.decode(file.read_bytes(), type=Kept)
+        kept = Kept(
+            nats_port=free_port(),
+            postgres_port=free_port(),
+            nats_password=secrets.token_hex(16),
+            postgres_password=secrets.token_hex(16),
+            tokens={role: roles.new_token(role, secrets.token_bytes(32)) for role in TOKEN_ROLES},
+        )
+        _write_private(file, msgspec.json.format(msgspec.json.encode(kept), indent=2))
+    except msgspec.MsgspecError as error:
+        message = f"{file} is damaged ({error}). Restore it, or `make clean` to start with nothing"
+        raise CannotStart(message) from error
+    except OSError as error:
+        message = f"the data folder {data} cannot be used: {error.strerror}. It must be a folder this user may write to"
+        raise CannotStart(message) from error
+    return kept
+
+
+def _token_file(data: Path, kept: Kept) -> Path:
+    """The hashed tokens, marked as ours: a service of its own refuses them."""
+    file = data / "tokens.json"
+    entries = tuple(roles.entry(f"dev-{role}", role, kept.tokens[role]) for role in TOKEN_ROLES)
+    roles.write(file, roles.TokenFile(development=True, tokens=entries))
+    return file
+
+
+def _write_environment(data: Path, place: Place) -> None:
+    tokens = place.kept.tokens
+    lines = {
+        "GRANTBOOK_URL": place.url,
+        **{f"GRANTBOOK_{role.upper()}_TOKEN": tokens[role] for role in TOKEN_ROLES},
+        "GRANTBOOK_NATS_URL": place.nats_url,
+        "GRANTBOOK_DATABASE_URL": place.database_url,
+    }
+    _write_private(data / "dev.env", "".join(f"{name}='{value}'\n" for name, value in lines.items()).encode())
+
+
+def _write_private(file: Path, content: bytes) -> None:
+    """Written beside and moved into place, so that a crash leaves the old file or the new one."""
+    beside = file.with_suffix(f"{file.suffix}.new")
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    beside.replace(file)
+
+
+def _refuse_busy(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            message = (
+                f"port {port} of {host} cannot be used ({error.strerror}). Stop what listens there, "
+                f"or choose another: GRANTBOOK_PORT=8090 make up"
+            )
+            raise CannotStart(message) from error
+
+
+def _welcome(place: Place) -> str:
+    return f"""
+Grantbook runs at {place.url}   (Ctrl-C stops all of it; data stays in .grantbook)
+
+  open   {place.url}/docs          every operation
+         {place.url}/readyz        whether all is well
+
+  try    . .grantbook/dev.env
+         curl -s $GRANTBOOK_URL/auth/connect/register -H 'Content-Type: application/json' \\
+           -d '{{"client_name": "My agent", "redirect_uris": ["http://localhost:7777/callback"],
+                "token_endpoint_auth_method": "none"}}'
+         curl -s $GRANTBOOK_URL/admin/v1/clients -H "Authorization: Bearer $GRANTBOOK_ADMIN_TOKEN"
+         .venv/bin/grantbook replay --nats-url $GRANTBOOK_NATS_URL
+"""

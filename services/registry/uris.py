@@ -1,0 +1,103 @@
+"""URIs from strangers: one parser, whose decision everything that follows relies on.
+
+What two parsers may read differently is refused rather than repaired, and nothing is ever stripped. So a browser, a
+proxy and we agree on the scheme and the host of every URI that got through. The alphabet is that of RFC 3986, which
+leaves out spaces, backslashes, quotes, angle brackets, control characters and everything beyond ASCII.
+"""
+
+import ipaddress
+import re
+from typing import Final
+
+from msgspec import Struct
+
+MAX_URI_CHARACTERS: Final = 2_048
+MAX_HOST_CHARACTERS: Final = 253
+MAX_PORT: Final = 65_535
+
+NEVER_REDIRECTED_TO: Final = frozenset(
+    """
+    about acap android-app blob brave cap chrome chrome-extension chrome-search chrome-untrusted cid data dav
+    devtools dict dns ecmascript edge externalfile feed file filesystem finger ftp ftps geo gopher hcp iax icap
+    im imap info intent ipp ipps irc irc6 ircs itms-services jar javascript jdbc jscript ldap ldaps livescript
+    mailserver mailto mhtml mid mk mms mocha moz-extension ms-help ms-its ms-msdt ms-officecmd news nfs nntp
+    opera pop pres prospero res resource rlogin rsync rtmp rtsp safari-extension sftp shell shttp sip sips smb
+    sms snmp ssh svn tel telnet tftp tip turn turns unknown urn vbs vbscript view-source vnc wais web-extension
+    ws wss wyciwyg x-javascript xmpp z39.50
+    """.split()  # noqa: SIM905  as a list it would fill two pages
+)
+"""Schemes that a browser runs or reads, or that belong to another protocol: none is an app's private-use scheme."""
+
+_CHARACTERS: Final = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+\Z")
+_ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
+_PARTS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?[^#]*)?(#.*)?\Z")
+_HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::([1-9][0-9]{0,4}))?\Z")
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
+_NUMERIC_LABEL: Final = re.compile(r"(?:[0-9]+|0[xX][0-9A-Fa-f]*)\Z")
+_OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_DOTTED_QUAD: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}\Z")
+
+
+class Uri(Struct, frozen=True):
+    """What a URI says, as far as decisions need it. `host` is in lower case; an IPv6 address keeps its brackets."""
+
+    scheme: str
+    host: str | None
+    has_fragment: bool
+
+
+class UriRefused(ValueError):
+    """The URI is not taken. The message says why, and repeats nothing of it."""
+
+
+def parse(text: str) -> Uri:
+    """Scheme and host of an absolute URI (RFC 3986 section 3). Raises `UriRefused`.
+
+    `http` and `https` need a host: a domain name, a dotted quad, or an IPv6 address in brackets. User information is
+    refused with every scheme.
+    """
+    if len(text) > MAX_URI_CHARACTERS:
+        raise UriRefused(f"longer than {MAX_URI_CHARACTERS} characters")
+    if not _CHARACTERS.match(text):
+        raise UriRefused("empty, or with a character that RFC 3986 does not allow in a URI")
+    if _ENCODED_CONTROL.search(text):
+        raise UriRefused("with an encoded control character")
+    match = _PARTS.match(text)
+    if match is None:
+        raise UriRefused("not absolute")
+    scheme, authority = match[1].lower(), match[2]
+    if authority is not None and "@" in authority:
+        raise UriRefused("with user information")
+    if scheme in {"http", "https"}:
+        return Uri(scheme, _web_host(authority), match[4] is not None)
+    if not authority and not match[3]:
+        raise UriRefused("nothing but a scheme")
+    return Uri(scheme, authority.lower() if authority else None, match[4] is not None)
+
+
+def _web_host(authority: str | None) -> str:
+    match = _HOST_AND_PORT.match(authority) if authority else None
+    if match is None:
+        raise UriRefused("without a host, or with a port that is none")
+    host = match[1].lower()
+    if match[2] is not None and int(match[2]) > MAX_PORT:
+        raise UriRefused("with a port that is none")
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise UriRefused("with an IPv6 address that is none") from None
+    elif len(host) > MAX_HOST_CHARACTERS or not _NAME.match(host):
+        raise UriRefused("with a host that is no domain name")
+    elif _NUMERIC_LABEL.match(host.rpartition(".")[2]) and not _DOTTED_QUAD.match(host):
+        # Browsers read 127.1, 0x7f.1 and 2130706433 as addresses (WHATWG URL, "ends in a number").
+        raise UriRefused("with an IPv4 address that is no dotted quad")
+    return host
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host, as `parse` gives it, is this machine: `localhost`, `127.0.0.0/8`, `[::1]` (RFC 8252, 7.3)."""
+    if host is None:
+        return False
+    return host in {"localhost", "[::1]"} or (host.startswith("127.") and _DOTTED_QUAD.match(host) is not None)

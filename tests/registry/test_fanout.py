@@ -1,0 +1,123 @@
+"""The fan-out, on a real nats-server: every grant that stood gets its event, once, whoever stops in between."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from nats.aio.client import Client
+
+from grantbook import subjects, wire
+from grantbook.events import CLIENT_DELETED, GrantRevoked
+from grantbook.sdk.log import LogReader
+from registry import clients, fanout, grants, store
+from registry.buckets import Bucket
+from registry.fanout import Fanout
+from registry.store import Log
+from tests.registry.conftest import new_id
+from tests.registry.given import BY_ADMIN, ISSUED, REGISTERED
+from tests.registry.test_store import everything
+
+DEADLINE_SECONDS = 20.0
+LATER = datetime.now(UTC) + timedelta(days=30)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def fanning_out(nats: Client, log: Log, holder: str, pace_per_second: int = 100_000) -> AsyncIterator[Fanout]:
+    async with Bucket(nats, subjects.FANOUT, new_id=new_id) as bucket:
+        it = Fanout(log, bucket, holder=holder, now=now, pace_per_second=pace_per_second)
+        task = asyncio.create_task(it.run())
+        try:
+            yield it
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition: Callable[[list[wire.Recorded]], bool], reader: LogReader) -> list[wire.Recorded]:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            recorded = await everything(reader)
+            if condition(recorded):
+                return recorded
+            await asyncio.sleep(0.05)
+
+
+def revocations(recorded: list[wire.Recorded]) -> list[GrantRevoked]:
+    return [each.event for each in recorded if isinstance(each.event, GrantRevoked)]
+
+
+async def given_grants(log: Log, client: str, number: int, *, expires_at: datetime = LATER) -> None:
+    await log.record_new(msgspec.structs.replace(REGISTERED, client_id=client))
+    issued = [
+        msgspec.structs.replace(ISSUED, client_id=client, grant_id=f"{client}-g{each}", at=now(), expires_at=expires_at)
+        for each in range(number)
+    ]
+    assert None not in await log.record_all(issued)
+
+
+async def delete(log: Log, client: str) -> None:
+    await log.transact(store.client(client), lambda state: clients.delete(state, BY_ADMIN))
+
+
+async def test_every_grant_that_stood_gets_one_event(nats: Client, log: Log, reader: LogReader) -> None:
+    """Auditors: a deleted client's grants are ended by name, caused by the deletion; others are untouched."""
+    await given_grants(log, "c1", 1_200)
+    await given_grants(log, "c2", 3)
+    await log.transact(store.holding("c1", "c1-g7"), lambda state: grants.revoke(state, BY_ADMIN))
+    async with fanning_out(nats, log, "a"):
+        await delete(log, "c1")
+        recorded = await until(lambda all_: len(revocations(all_)) >= 1_200, reader)
+    ended = revocations(recorded)
+    assert sorted(each.grant_id for each in ended) == sorted(f"c1-g{each}" for each in range(1_200))
+    deletion = next(each for each in recorded if each.type == "client.deleted")
+    assert {each.caused_by for each in ended if each.reason == CLIENT_DELETED} == {deletion.id}
+    assert [each.grant_id for each in ended if each.reason != CLIENT_DELETED] == ["c1-g7"]
+
+
+async def test_a_grant_that_had_expired_gets_none(nats: Client, log: Log, reader: LogReader) -> None:
+    """Auditors: what ended by itself is not said to have been revoked."""
+    await given_grants(log, "c1", 1, expires_at=now() - timedelta(days=1))
+    await given_grants(log, "c2", 1)
+    async with fanning_out(nats, log, "a"):
+        await delete(log, "c1")
+        await delete(log, "c2")
+        recorded = await until(lambda all_: len(revocations(all_)) == 1, reader)
+    assert [each.client_id for each in revocations(recorded)] == ["c2"]
+
+
+async def test_a_fan_out_that_was_cut_off_is_finished_by_another(nats: Client, log: Log, reader: LogReader) -> None:
+    """Auditors: a registry that dies in the middle loses nothing, and nothing is said twice."""
+    await given_grants(log, "c1", 3_000)
+    await delete(log, "c1")
+    async with fanning_out(nats, log, "a", pace_per_second=4_000):
+        await until(lambda all_: len(revocations(all_)) > 500, reader)
+    assert len(revocations(await everything(reader))) < 3_000
+    async with fanning_out(nats, log, "b"):
+        recorded = await until(lambda all_: len(revocations(all_)) >= 3_000, reader)
+    assert len({each.grant_id for each in revocations(recorded)}) == len(revocations(recorded)) == 3_000
+
+
+async def test_one_registry_at_a_time_does_it(nats: Client, log: Log, reader: LogReader) -> None:
+    """Operators: two registries that both run do not do the work twice."""
+    await given_grants(log, "c1", 50)
+    async with fanning_out(nats, log, "a") as first:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not first.holding:
+                await asyncio.sleep(0.01)
+        async with fanning_out(nats, log, "b") as second:
+            await delete(log, "c1")
+            recorded = await until(lambda all_: len(revocations(all_)) == 50, reader)
+            assert first.holding
+            assert not second.holding
+    assert len(revocations(recorded)) == 50
+
+
+def test_the_lease_outlives_its_renewal() -> None:
+    """Operators: a lease that ends before it is renewed would go to and fro."""
+    assert fanout.RENEW_SECONDS * 2 < fanout.LEASE_SECONDS
