@@ -26,7 +26,7 @@ def mixed(number: int, keys: dict[str, bytes], *, seed_: int = 7) -> list[Event]
     Users are those of `keys`, by their data keys.
     """
     users = list(keys)
-    dice = random.Random(seed_)  # noqa: S311  the same events each time
+    dice = random.Random(seed_)
     now = datetime.now(UTC)
     events: list[Event] = []
     client = 0
@@ -72,7 +72,7 @@ def mixed(number: int, keys: dict[str, bytes], *, seed_: int = 7) -> list[Event]
 
 async def seed(nats: Client, *, events: int) -> None:
     """Append so many mixed events in atomic batches, after the data keys of their users."""
-    dice = random.Random()  # noqa: S311  keys of nobody
+    dice = random.Random()
     keys = {f"user-{number}": dice.randbytes(KEY_BYTES) for number in range(USERS)}
     for user, key in keys.items():
         await nats.publish(subjects.bucket_key(subjects.USER_KEYS, user_key_id(user)), key)

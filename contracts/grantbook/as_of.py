@@ -65,10 +65,11 @@ class _Grant(Struct, kw_only=True):
             self.ended_at, self.ended_reason = at, reason
 
     def as_of(self, at: datetime, *, client_suspended: bool) -> GrantAsOf:
-        lapses_at = self.expires_at + extension_threshold(self.issued_at, self.issued_expires_at)
+        # Subtracted, not added: an expiry at the end of time has no moment behind it.
+        grace = extension_threshold(self.issued_at, self.issued_expires_at)
         ended_at, ended_reason = self.ended_at, self.ended_reason
         status = "revoked"
-        if lapses_at <= at and (ended_at is None or lapses_at < ended_at):
+        if self.expires_at <= at - grace and (ended_at is None or self.expires_at < ended_at - grace):
             status, ended_at, ended_reason = EXPIRED, self.expires_at, EXPIRED
         elif ended_at is None:
             status = "suspended" if client_suspended else "active"

@@ -19,9 +19,9 @@ text and the acting person's id stand in `note`, sealed.
 """
 
 from datetime import datetime
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, get_args
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from grantbook.sealed import Sealed
 
@@ -33,6 +33,9 @@ REVOKE_REASONS: Final = ("user", "admin", "reuse_detected", "token_revoked", "of
 """What a caller may give as the reason of a revocation, a suspension or a deletion."""
 CLIENT_DELETED: Final = "client_deleted"
 """The reason of a `grant.revoked` that the fan-out wrote because its client was deleted."""
+
+Time = Annotated[datetime, Meta(tz=True)]
+"""A moment, RFC 3339 with its offset; written in UTC. One without an offset is no moment, and does not decode."""
 
 
 class Actor(Struct, frozen=True, omit_defaults=True):
@@ -70,7 +73,7 @@ class ClientMetadata(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class _Event(Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
-    at: datetime
+    at: Time
     by: Actor
     caused_by: str | None = None
 
@@ -89,7 +92,7 @@ class ClientMetadataChanged(_Event, frozen=True, kw_only=True, tag="client.metad
     client_id: str
     source: str
     metadata: ClientMetadata
-    registered_at: datetime
+    registered_at: Time
     changed: tuple[str, ...]
     """Names of the metadata members whose value differs from before."""
 
@@ -126,7 +129,7 @@ class GrantIssued(_Event, frozen=True, kw_only=True, tag="grant.issued"):
     user_id: str
     username: Sealed
     scopes: tuple[str, ...]
-    expires_at: datetime
+    expires_at: Time
 
 
 class GrantExtended(_Event, frozen=True, kw_only=True, tag="grant.extended"):
@@ -137,9 +140,9 @@ class GrantExtended(_Event, frozen=True, kw_only=True, tag="grant.extended"):
     user_id: str
     username: Sealed
     scopes: tuple[str, ...]
-    expires_at: datetime
-    issued_at: datetime
-    issued_expires_at: datetime
+    expires_at: Time
+    issued_at: Time
+    issued_expires_at: Time
     issued_position: int
     """Sequence of the grant's `grant.issued` in the log: what a user's cut-off is compared with."""
 
@@ -173,9 +176,9 @@ class Window(Struct, frozen=True, omit_defaults=True, kw_only=True):
     grant_id: str
     kind: str
     count: int
-    first_at: datetime
-    last_at: datetime
-    expires_at: datetime | None = None
+    first_at: Time
+    last_at: Time
+    expires_at: Time | None = None
     """For a refresh: the expiry that it moved the grant to."""
 
 

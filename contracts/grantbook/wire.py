@@ -118,7 +118,7 @@ def decode(
         return Recorded(position, recorded_at, headers["ce-id"], type_, subject, Unknown(type_), body)
     try:
         event = _decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         message = f"position {position} on {subject}: {type_} does not decode: {error}"
         raise Malformed(message) from error
     if type_of(event) != type_ or subject_of(event) != subject:

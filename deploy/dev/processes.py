@@ -2,18 +2,19 @@
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
-from deploy.dev.servers import free_port, nats_server, postgres_server
+from deploy.dev.servers import Server, dies_with_parent, free_port, nats_cluster, nats_server, postgres_server
 from door import roles
 
 READY_SECONDS: Final = 20.0
@@ -24,34 +25,38 @@ TOKEN_ROLES: Final[tuple[roles.Role, ...]] = ("idp", "admin", "auditor", "feed",
 
 
 class Product(Struct, frozen=True):
-    """Where the servers are, and the tokens that open the services."""
+    """The servers, where they are, and the tokens that open the services."""
 
     folder: Path
+    nats: list[Server]
+    postgres: Server
     nats_url: str
     nats_monitor_url: str
     database_url: str
-    tokens: dict[str, str]
+    tokens: Mapping[roles.Role, str]
     environment: dict[str, str]
 
 
 @contextmanager
-def servers(folder: Path) -> Iterator[Product]:
-    """nats-server and Postgres with real disk sync, streams made, tokens minted; no service runs yet."""
+def servers(folder: Path, *, nodes: int = 1) -> Iterator[Product]:
+    """nats-server (or a cluster) and Postgres with real disk sync, streams made, tokens minted; no service runs yet."""
     with ExitStack() as stack:
-        nats = stack.enter_context(nats_server(folder / "nats"))
+        nats = [nats_server(folder / "nats")] if nodes == 1 else nats_cluster(folder / "nats", nodes)
+        for server in nats:
+            stack.callback(server.stop)
         postgres = stack.enter_context(postgres_server(folder / "postgres", password=secrets.token_hex(8)))
         tokens = {role: roles.new_token(role, secrets.token_bytes(32)) for role in TOKEN_ROLES}
         file = folder / "tokens.json"
         roles.write(file, roles.TokenFile(tokens=tuple(roles.entry(role, role, tokens[role]) for role in TOKEN_ROLES)))
         environment = os.environ | {
-            "GRANTBOOK_NATS_URL": nats.url,
-            "GRANTBOOK_NATS_MONITOR_URL": nats.monitor_url,
+            "GRANTBOOK_NATS_URL": ",".join(server.url for server in nats),
+            "GRANTBOOK_NATS_MONITOR_URL": nats[0].monitor_url,
             "GRANTBOOK_DATABASE_URL": postgres.url,
             "GRANTBOOK_TOKENS_FILE": str(file),
             "GRANTBOOK_URL": "http://127.0.0.1",
         }
-        run("registry", "ensure-streams", environment=environment)
-        yield Product(folder, nats.url, nats.monitor_url, postgres.url, tokens, environment)
+        run("registry", "ensure-streams", "--replicas", str(nodes), environment=environment)
+        yield Product(folder, nats, postgres, nats[0].url, nats[0].monitor_url, postgres.url, tokens, environment)
 
 
 def run(room: str, *arguments: str, environment: dict[str, str]) -> str:
@@ -65,37 +70,72 @@ def run(room: str, *arguments: str, environment: dict[str, str]) -> str:
     return done.stdout
 
 
+class Service:
+    """A service as a process of its own; after it was killed, `start` runs it again on the same port."""
+
+    def __init__(self, product: Product, room: str, command: str, *, serves: bool = True) -> None:
+        self.port = free_port()
+        self._serves = serves
+        self._environment = product.environment
+        self._arguments = [sys.executable, "-m", room, command, *(("--port", str(self.port)) if serves else ())]
+        self._output = product.folder / f"{room}-{command}-{self.port}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, from a thread that lives as long as it shall. Does not wait: see `wait_ready`."""
+        with self._output.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._arguments,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=dies_with_parent(signal.SIGTERM),  # noqa: PLW1509  it calls nothing that could take a lock
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait_ready(self) -> None:
+        """Wait until it says that it is ready. Raises `RuntimeError` with the end of its log."""
+        until = time.monotonic() + READY_SECONDS
+        while self.alive and time.monotonic() < until:
+            if not self._serves:
+                return
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1):
+                    return
+            except OSError:
+                time.sleep(POLL_SECONDS)
+        end = self._output.read_text()[-LOG_TAIL_CHARACTERS:]
+        message = f"{' '.join(self._arguments[1:])} did not become ready: {end}"
+        raise RuntimeError(message)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """Ask it to end, and wait."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
 @contextmanager
 def service(product: Product, room: str, command: str, *, serves: bool = True) -> Iterator[int]:
-    """A service as a process of its own; its port, once it is ready."""
-    port = free_port()
-    arguments = [sys.executable, "-m", room, command]
-    if serves:
-        arguments += ["--port", str(port)]
-    output = product.folder / f"{room}-{command}.log"
-    with output.open("ab") as log:
-        process = subprocess.Popen(arguments, env=product.environment, stdout=log, stderr=log)
+    """A service that runs for as long as this is open; its port, once it is ready."""
+    it = Service(product, room, command, serves=serves)
+    it.start()
     try:
-        if serves and not wait_ready(port, process):
-            message = f"python -m {room} {command} did not become ready: {output.read_text()[-LOG_TAIL_CHARACTERS:]}"
-            raise RuntimeError(message)
-        yield port
+        it.wait_ready()
+        yield it.port
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_ready(port: int, process: "subprocess.Popen[bytes]") -> bool:
-    """Wait until the service on the port says that it is ready. False when it ended, or does not come to it."""
-    until = time.monotonic() + READY_SECONDS
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
-                return True
-        except OSError:
-            time.sleep(POLL_SECONDS)
-    return False
+        it.stop()

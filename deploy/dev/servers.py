@@ -46,6 +46,8 @@ POSTGRES_USER = "grantbook"
 POSTGRES_MAJOR = "18"
 PR_SET_PDEATHSIG = 1
 
+# Those that were handed out need not be listened on yet, and are wanted again by servers that are down for a while.
+_given_ports: set[int] = set()
 _LOST_STREAM = re.compile(r"JetStream stream '[^']*' could not be recovered")
 _AS_NOBODY = (
     "As root, Postgres runs as `nobody` on this machine, who must be able to reach the program and the data folder: "
@@ -212,10 +214,11 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address on which nothing listens now."""
+    """A TCP port of the loopback address on which nothing listens now; this process never gets the same one twice."""
     for _ in range(PORT_TRIES):
         port = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT)
-        if not _busy(port):
+        if port not in _given_ports and not _busy(port):
+            _given_ports.add(port)
             return port
     raise ServerFailed(f"no free port among {PORT_TRIES} tried between {FIRST_PORT} and {LAST_PORT}")
 
@@ -255,6 +258,7 @@ def nats_server(
     config: dict[str, object] = {
         "listen": f"{HOST}:{listen}",
         "http": f"{HOST}:{monitor}",
+        "ports_file_dir": str(data),
         "jetstream": {"store_dir": str(data / "jetstream"), "sync_interval": "always"},
     }
     if cluster is not None:
@@ -281,7 +285,7 @@ def nats_server(
         port=listen,
         command=[str(_nats_binary()), "--config", str(file)],
         ready=_nats_ready,
-        before=lambda: _write_private(file, json.dumps(config, indent=1)),
+        before=lambda: _prepare_nats(data, file, json.dumps(config, indent=1)),
         stop_signal=signal.SIGTERM,
         death_signal=signal.SIGKILL,  # all that was acknowledged is on disk
     )
@@ -370,8 +374,17 @@ def _nats_binary() -> Path:
     return Path(sysconfig.get_path("scripts")) / "nats-server"
 
 
+def _prepare_nats(data: Path, file: Path, config: str) -> None:
+    _write_private(file, config)
+    for stale in data.glob("*.ports"):
+        stale.unlink()
+
+
 def _nats_ready(server: Server) -> bool:
-    """JetStream included: `/healthz` is 200 only when all streams are recovered, and in a cluster a leader is known."""
+    """JetStream included: `/healthz` is 200 only when all streams are recovered, and in a cluster a leader is known.
+
+    That it is our child who answers is known by the file that it writes, with its pid in the name, once it listens.
+    """
     address = urlsplit(server.monitor_url)
     connection = http.client.HTTPConnection(address.hostname or HOST, address.port, timeout=PROBE_SECONDS)
     try:
@@ -386,7 +399,8 @@ def _nats_ready(server: Server) -> bool:
     lost = _LOST_STREAM.search(said)
     if lost:
         raise server.failure(f"cannot read a part of its data: {lost[0]}")
-    return answer.status == http.client.OK
+    listens = (server.data / f"nats-server_{server.pid}.ports").exists()
+    return answer.status == http.client.OK and listens and server.alive
 
 
 def _postgres_binary(name: str) -> Path:
@@ -545,7 +559,7 @@ def _popen(
             user=run_as,
             group=run_as,
             extra_groups=None if run_as is None else [],
-            preexec_fn=_dies_with_parent(death_signal),  # noqa: PLW1509, it calls nothing that could take a lock
+            preexec_fn=dies_with_parent(death_signal),  # noqa: PLW1509, it calls nothing that could take a lock
         )
     except PermissionError as error:
         advice = "See who may run it." if run_as is None else _AS_NOBODY
@@ -554,7 +568,8 @@ def _popen(
         raise ServerFailed(f"{command[0]} is missing; install grantbook[embedded]") from error
 
 
-def _dies_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+def dies_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+    """For `preexec_fn`: the child gets this signal when the thread that started it ends, however it ends."""
     if sys.platform != "linux":
         return lambda: None
     prctl = ctypes.CDLL(None, use_errno=True).prctl

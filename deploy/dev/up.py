@@ -26,6 +26,8 @@ from door import front, logs, roles
 from grantbook.sdk import connection
 from grantbook.sdk.log import Unavailable
 from registry import streams
+from registry.api.answers import ANSWERS
+from registry.settings import Settings as RegistrySettings
 
 WATCH_SECONDS: Final = 0.5
 SHUTDOWN_SECONDS: Final = 10
@@ -43,7 +45,7 @@ class CannotStart(Exception):
 
 
 class Kept(Struct):
-    """What stays the same between runs, in `state.json` (mode 0600): ports, so that clients find us again; passwords."""
+    """What stays the same between runs, in `state.json` (mode 0600): ports, so that clients find us; passwords."""
 
     nats_port: int
     postgres_port: int
@@ -73,20 +75,10 @@ def run(*, host: str, port: int, data: Path, quiet: bool) -> int:
     try:
         if not own_nats:
             servers.append(
-                nats_server(
-                    data / "nats", port=kept.nats_port, user="grantbook", password=kept.nats_password, start=False
-                )
+                nats_server(data / "nats", port=kept.nats_port, user="grantbook", password=kept.nats_password)
             )
         if not own_database:
-            servers.append(
-                postgres_server(
-                    data / "postgres", port=kept.postgres_port, password=kept.postgres_password, start=False
-                )
-            )
-        for server in servers:
-            server.spawn()
-        for server in servers:
-            server.wait_ready()
+            servers.append(postgres_server(data / "postgres", port=kept.postgres_port, password=kept.postgres_password))
         urls = {server.name: server for server in servers}
         place = Place(
             url=f"http://{host}:{port}",
@@ -108,7 +100,7 @@ def run(*, host: str, port: int, data: Path, quiet: bool) -> int:
 
 def create_app(place: Place) -> Litestar:
     """Registry and projector as one application: the routes of both, one port."""
-    registry_settings = registry.app.Settings(
+    registry_settings = RegistrySettings(
         nats_url=place.nats_url,
         nats_monitor_url=place.nats_monitor_url,
         tokens_file=place.tokens_file,
@@ -139,7 +131,7 @@ def create_app(place: Place) -> Litestar:
         warn=registry.app.WARN | projector.app.WARN,
         lifespan=[lifespan],
         dependencies=registry.app.DEPENDENCIES | projector.app.DEPENDENCIES,
-        answers=registry.app.ANSWERS | projector.app.ANSWERS,
+        answers=ANSWERS | projector.app.ANSWERS,
         renderings=registry.app.RENDERINGS,
     )
 

@@ -15,7 +15,7 @@ from registry.commit import Busy, Expected, GroupCommit, Message, Stale
 from registry.grants import GrantConflict, Holding
 from registry.store import Log, LogFull
 from tests.registry.conftest import new_id
-from tests.registry.given import BY_ADMIN, NOON, PROPOSED, REGISTERED
+from tests.registry.given import BY_ADMIN, PROPOSED, REGISTERED
 
 PROBE_SECONDS = 5.0
 

@@ -1,4 +1,4 @@
-"""One story, with the product as separate processes: from three agents' registrations to a deletion that ends it all."""
+"""One story, with the product as separate processes: from three agents' registrations to a deletion and after."""
 
 import asyncio
 import json
@@ -9,7 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from mcp.client.auth import utils as mcp_client
+from mcp.shared.auth import OAuthClientMetadata, OAuthMetadata
 
 from deploy.dev import processes
 from deploy.dev.processes import Product
@@ -92,8 +95,8 @@ async def follow(  # noqa: PLR0915  one story is told in one go
     grants: dict[tuple[str, str], str] = {}
     for client in (code, cursor):
         for user in ("ada", "bob", "cy"):
-            request = {"user_id": user, "username": f"{user}@example.com", "scopes": ["tools"], "expires_at": expires_at}
-            answer = idp("POST", f"/idp/v1/clients/{client}/grants", request)
+            grant = {"user_id": user, "username": f"{user}@example.com", "scopes": ["tools"], "expires_at": expires_at}
+            answer = idp("POST", f"/idp/v1/clients/{client}/grants", grant)
             assert answer.status == 201, answer.body
             grants[client, user] = answer.body["grant_id"]
     issued_at = datetime.now(UTC)
@@ -117,7 +120,8 @@ async def follow(  # noqa: PLR0915  one story is told in one go
     assert [each["client_id"] for each in by_host.body["items"]] == [chatgpt]
 
     # One grant is revoked; others stay.
-    revoked = admin_acts("POST", f"/admin/v1/clients/{code}/grants/{grants[code, 'ada']}/revoke", {"detail": "lost laptop"})
+    path = f"/admin/v1/clients/{code}/grants/{grants[code, 'ada']}/revoke"
+    revoked = admin_acts("POST", path, {"detail": "lost laptop"})
     assert revoked.status == 204
     await until_denied(feed, code, grants[code, "ada"], "ada", issued_at)
     assert not feed.is_revoked(code, grants[code, "bob"], "bob", issued_at)
@@ -169,11 +173,11 @@ async def follow(  # noqa: PLR0915  one story is told in one go
     assert [(each["position"], each["id"], each["type"]) for each in audited] == [
         (each["position"], each["id"], each["type"]) for each in log
     ]
-    for client, user in grants:
+    for (client, user), grant_id in grants.items():
         states = admin_reads("GET", f"/admin/v1/clients/{client}/grants?status=any&at_least={last}").body["items"]
-        listed_state = next(each for each in states if each["grant_id"] == grants[client, user])
-        asked = idp("GET", f"/idp/v1/clients/{client}/grants/{grants[client, user]}").body["active"]
-        denied = feed.is_revoked(client, grants[client, user], user, issued_at)
+        listed_state = next(each for each in states if each["grant_id"] == grant_id)
+        asked = idp("GET", f"/idp/v1/clients/{client}/grants/{grant_id}").body["active"]
+        denied = feed.is_revoked(client, grant_id, user, issued_at)
         assert (listed_state["status"] == "active") is asked is (not denied)
     as_of = auditor("GET", f"/audit/v1/clients/{code}?as_of={revoked.position}").body
     assert sorted(each["status"] for each in as_of["grants"]) == ["active", "active", "revoked"]
@@ -182,27 +186,23 @@ async def follow(  # noqa: PLR0915  one story is told in one go
     )
 
 
-def test_the_official_mcp_client_registers(product: Product) -> None:
+async def test_the_official_mcp_client_registers(product: Product) -> None:
     """Agents: the SDK that most of them are built on sends its own request and reads our 201 with its own model."""
-    import httpx  # noqa: PLC0415  what the SDK builds its requests with
-    from mcp.client.auth import utils  # noqa: PLC0415
-    from mcp.shared.auth import OAuthClientMetadata  # noqa: PLC0415
-
     with processes.service(product, "registry", "serve") as port:
-        metadata = OAuthClientMetadata.model_validate(
+        server = OAuthMetadata.model_validate(
+            {
+                "issuer": "http://127.0.0.1",
+                "authorization_endpoint": "http://127.0.0.1/authorize",
+                "token_endpoint": "http://127.0.0.1/token",
+                "registration_endpoint": f"http://127.0.0.1:{port}/auth/connect/register",
+            }
+        )
+        client = OAuthClientMetadata.model_validate(
             {"client_name": "MCP SDK", "redirect_uris": ["http://localhost:3030/callback"]}
         )
-        request = utils.create_client_registration_request(None, metadata, f"http://127.0.0.1:{port}/auth/connect")
-        with httpx.Client() as http:
-            answer = http.send(httpx.Request(request.method, str(request.url), content=request.read(), headers=dict(request.headers)))
-
-        class Answered:
-            status_code = answer.status_code
-            text = answer.text
-
-            async def aread(self) -> bytes:
-                return answer.content
-
-        information = asyncio.run(utils.handle_registration_response(Answered()))  # type: ignore[arg-type]
+        request = mcp_client.create_client_registration_request(server, client, "http://127.0.0.1")
+        async with httpx2.AsyncClient() as http:
+            answer = await http.send(request)
+            information = await mcp_client.handle_registration_response(answer)
     assert information.client_id
     assert information.client_name == "MCP SDK"

@@ -16,6 +16,8 @@ PENDING_BYTES: Final = 64 * 1024 * 1024
 async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | None = None) -> Client:
     """A connection that reconnects for ever. Raises `nats.errors.Error` or `OSError` when none can be made at first.
 
+    `url` may name several servers of one cluster, with commas between.
+
     `on_trouble` hears, in words, of lost connections and of errors that NATS reports out of band: a permission that
     is missing shows nowhere else, the request itself just times out.
     """
@@ -31,7 +33,7 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         await heard("nats: disconnected")
 
     return await nats.connect(
-        url,
+        url.split(","),
         name=name,
         connect_timeout=CONNECT_SECONDS,
         reconnect_time_wait=RECONNECT_WAIT_SECONDS,

@@ -69,7 +69,7 @@ def event_line(
     try:
         data = msgspec.Raw(msgspec.json.format(recorded.body, indent=-1))
         actor = msgspec.json.decode(recorded.body, type=_Body).by
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return MalformedLine(
             position=position,
             recorded_at=wire.rfc3339(recorded.recorded_at),

@@ -35,7 +35,7 @@ try:
 except ImportError:
     sys.exit("The command line needs more than the library: pip install 'grantbook[cli]'")
 
-CONNECT_SECONDS: Final = 10.0
+CONNECT_SECONDS: Final = 3.0
 FOLLOW_SECONDS: Final = 1.0
 SAME_LOG_SECONDS: Final = 10.0
 """How often `--follow` makes sure that the log is still the same."""
@@ -235,7 +235,7 @@ def _users(recorded: wire.Recorded) -> set[str]:
     if isinstance(event, wire.Unknown):
         try:
             event = msgspec.json.decode(recorded.body, type=_AboutUser)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return {subjects.user_token_of(recorded.subject) or ""}
     found = {getattr(event, "user_key", None), subjects.user_token_of(recorded.subject)}
     user_id = getattr(event, "user_id", None)

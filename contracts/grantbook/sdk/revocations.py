@@ -52,7 +52,7 @@ CLOCK_SKEW: Final = timedelta(seconds=5)
 """Default of how far the clocks of the identity provider and of NATS may differ."""
 MARGIN: Final = timedelta(seconds=60)
 """How much longer than the longest token lifetime a revocation is remembered."""
-APPENDED_WITHIN: Final = timedelta(seconds=30)
+APPENDED_WITHIN_SECONDS: Final = 30.0
 """No event is appended later than this after it was decided: its writer gives up before."""
 SOURCE_ACTIVE_SECONDS: Final = 3.0
 """A feed that has not heard from the log for longer may be frozen and look complete."""
@@ -112,8 +112,8 @@ class Denials:
             return
         if not isinstance(event, wire.Unknown):
             # A feed that was made anew stores old events at the time of that. The log itself stored them, and so ended
-            # what they end, no later than APPENDED_WITHIN after they were decided.
-            since = min(since, (event.at + APPENDED_WITHIN).timestamp())
+            # what they end, no later than APPENDED_WITHIN_SECONDS after they were decided.
+            since = min(since, event.at.timestamp() + APPENDED_WITHIN_SECONDS)
         match event:
             case ClientDeleted():
                 self._deny(("deleted", subjects.token(event.client_id), ""), since, now)

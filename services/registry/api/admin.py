@@ -5,6 +5,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from litestar import Request, Response, delete, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 from door.requests import current_traceparent
 from door.roles import Caller, requires
@@ -27,7 +29,11 @@ _TAGS: Final = ["admin: acting"]
     tags=_TAGS,
 )
 async def revoke_grant_as_admin(
-    client_id: str, grant_id: str, request: Request[Any, Any, Any], register: Register, caller: Caller
+    client_id: FromPath[str],
+    grant_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    register: NamedDependency[Register],
+    caller: NamedDependency[Caller],
 ) -> Response[None]:
     """End one grant; others are untouched. Ended already: 204 as well."""
     return await end_grant(client_id, grant_id, request, register, caller, default_reason="admin")
@@ -35,7 +41,10 @@ async def revoke_grant_as_admin(
 
 @delete("/admin/v1/clients/{client_id:str}", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
 async def delete_client(
-    client_id: str, request: Request[Any, Any, Any], register: Register, caller: Caller
+    client_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    register: NamedDependency[Register],
+    caller: NamedDependency[Caller],
 ) -> Response[None]:
     """End every grant of a client, and admit it no more. Deleted already: 204 as well."""
     intent = await intent_of(request, register, caller, default_reason="admin")
@@ -44,7 +53,10 @@ async def delete_client(
 
 @post("/admin/v1/clients/{client_id:str}/suspend", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
 async def suspend_client(
-    client_id: str, request: Request[Any, Any, Any], register: Register, caller: Caller
+    client_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    register: NamedDependency[Register],
+    caller: NamedDependency[Caller],
 ) -> Response[None]:
     """Deny the client's grants, and issue none, until it is resumed."""
     intent = await intent_of(request, register, caller, default_reason=None)
@@ -53,7 +65,10 @@ async def suspend_client(
 
 @post("/admin/v1/clients/{client_id:str}/resume", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
 async def resume_client(
-    client_id: str, request: Request[Any, Any, Any], register: Register, caller: Caller
+    client_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    register: NamedDependency[Register],
+    caller: NamedDependency[Caller],
 ) -> Response[None]:
     """Let a suspended client in again, with the grants that it had."""
     intent = await intent_of(request, register, caller, default_reason=None)
@@ -70,7 +85,10 @@ async def _decide(
 
 @post("/admin/v1/users/{user_id:str}/revoke", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
 async def revoke_grants_of_user(
-    user_id: str, request: Request[Any, Any, Any], register: Register, caller: Caller
+    user_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    register: NamedDependency[Register],
+    caller: NamedDependency[Caller],
 ) -> Response[None]:
     """End every grant of a user issued so far, over all clients. Later grants are fine."""
     intent = await intent_of(request, register, caller, default_reason="admin")

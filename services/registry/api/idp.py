@@ -5,6 +5,8 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from litestar import Request, Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from door.problems import Problem
@@ -90,7 +92,7 @@ class ReportAnswer(Struct, frozen=True):
 
 
 @get("/idp/v1/clients/{client_id:str}", guards=_idp, tags=["identity provider"])
-async def get_client(client_id: str, register: Register) -> dict[str, Any]:
+async def get_client(client_id: FromPath[str], register: NamedDependency[Register]) -> dict[str, Any]:
     """The registration as the log has it now. 410 for a deleted client; a suspended one says so in `status`."""
     found, _ = await register.log.load(client(subjects.token_in_path(client_id)), never_stale=True)
     found = clients.existing(found)
@@ -112,7 +114,9 @@ async def get_client(client_id: str, register: Register) -> dict[str, Any]:
     status_code=HTTPStatus.NO_CONTENT,
     tags=["identity provider"],
 )
-async def authenticate_client(client_id: str, request: Request[Any, Any, Any], register: Register) -> None:
+async def authenticate_client(
+    client_id: FromPath[str], request: Request[Any, Any, Any], register: NamedDependency[Register]
+) -> None:
     """Check a client's secret (RFC 6749 section 2.3.1). 401 `invalid_client` also for clients not let in."""
     presented = decoded(await request.body(), Authentication).client_secret
     token = subjects.token_in_path(client_id)
@@ -125,7 +129,10 @@ async def authenticate_client(client_id: str, request: Request[Any, Any, Any], r
 
 @post("/idp/v1/clients/{client_id:str}/grants", guards=_idp, status_code=HTTPStatus.CREATED, tags=["identity provider"])
 async def issue_grant(
-    client_id: str, request: Request[Any, Any, Any], register: Register, caller: Caller
+    client_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    register: NamedDependency[Register],
+    caller: NamedDependency[Caller],
 ) -> Response[GrantAnswer]:
     """Record that a user let a client in. 200 when just this grant was recorded before."""
     asked = decoded(await request.body(), GrantRequest)
@@ -164,7 +171,9 @@ async def issue_grant(
 
 
 @get("/idp/v1/clients/{client_id:str}/grants/{grant_id:str}", guards=_idp, tags=["identity provider"])
-async def get_grant(client_id: str, grant_id: str, register: Register) -> GrantState:
+async def get_grant(
+    client_id: FromPath[str], grant_id: FromPath[str], register: NamedDependency[Register]
+) -> GrantState:
     """Whether a grant stands, from its own gate, its client's and its user's, as the leader has them now."""
     state, _ = await register.log.load(
         holding(subjects.token_in_path(client_id), subjects.token_in_path(grant_id)), never_stale=True
@@ -185,7 +194,11 @@ async def get_grant(client_id: str, grant_id: str, register: Register) -> GrantS
     tags=["identity provider"],
 )
 async def revoke_grant(
-    client_id: str, grant_id: str, request: Request[Any, Any, Any], register: Register, caller: Caller
+    client_id: FromPath[str],
+    grant_id: FromPath[str],
+    request: Request[Any, Any, Any],
+    register: NamedDependency[Register],
+    caller: NamedDependency[Caller],
 ) -> Response[None]:
     """End one grant; the reason is `user` unless another is given. Ended already: 204 as well."""
     return await end_grant(client_id, grant_id, request, register, caller, default_reason="user")
@@ -233,7 +246,7 @@ async def intent_of(
     tags=["identity provider"],
 )
 async def report_activity(
-    request: Request[Any, Any, Any], register: Register, caller: Caller
+    request: Request[Any, Any, Any], register: NamedDependency[Register], caller: NamedDependency[Caller]
 ) -> Response[ReportAnswer]:
     """Record use of grants. Unknown grants are rejected one by one; use after a grant's end is evidence, and kept."""
     report = decoded(await request.body(), Report)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Request, Response, post, route
+from litestar.di import NamedDependency
 
 from door.problems import Problem
 from door.requests import current_traceparent
@@ -32,7 +33,7 @@ JSON: Final = "application/json"
 
 
 @post(PATH, status_code=HTTPStatus.CREATED, request_max_body_size=MAX_BODY_BYTES, tags=["registration"])
-async def register_client(request: Request[Any, Any, Any], register: Register) -> Response[bytes]:
+async def register_client(request: Request[Any, Any, Any], register: NamedDependency[Register]) -> Response[bytes]:
     """Register a client (RFC 7591 section 3.1). Answers with every registered member at its final value."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
         raise Problem(415, "invalid_request", "Send Content-Type: application/json")
