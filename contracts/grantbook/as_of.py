@@ -175,6 +175,6 @@ def fold(records: Iterable[Recorded], moment: Moment) -> ClientAsOf | None:
 
 def registered_members(metadata: ClientMetadata) -> dict[str, Any]:
     """The members of a registration as RFC 7591 section 2 writes them, `name#language-tag` members among them."""
-    members: dict[str, Any] = msgspec.to_builtins(metadata)
+    members: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(metadata))
     localized: dict[str, Any] = members.pop("localized", {})
     return members | localized
