@@ -129,7 +129,7 @@ def create_app(place: Place) -> Litestar:
         mint_request_id=registry.app.new_id,
         ready=registry.app.READY | projector.app.READY,
         warn=registry.app.WARN | projector.app.WARN,
-        lifespan=[lifespan],
+        lifespan=[lifespan, *projector.app.LIFESPANS],
         dependencies=registry.app.DEPENDENCIES | projector.app.DEPENDENCIES,
         answers=ANSWERS | projector.app.ANSWERS,
         renderings=registry.app.RENDERINGS,

@@ -17,6 +17,7 @@ from litestar.types import ExceptionHandlersMap
 from msgspec import Struct
 
 MEDIA_TYPE: Final = "application/problem+json"
+_BODY: Final = "body: JSON in UTF-8 was expected, not nested too deeply"
 MAX_NAMED_PARAMETERS: Final = 8
 """A 400 names at most so many of the parameters that were wrong."""
 
@@ -177,6 +178,8 @@ def handlers(
     return {
         Problem: shown,
         HTTPException: answering(_of_framework),
+        RecursionError: answering(_unreadable),
+        UnicodeDecodeError: answering(_unreadable),
         Exception: answering(_unexpected),
         **{refusal: answering(answer) for refusal, answer in answers.items()},
     }
@@ -186,6 +189,13 @@ def _unexpected(exception: Exception) -> Problem:
     # The request id and the caller are added to every line by `door.logs`.
     log.error("unexpected error", exc_info=exception)
     return Problem(500, "internal", "The error was logged under the request id of this answer.")
+
+
+def _unreadable(exception: Exception) -> Problem:
+    """Litestar lets through what msgspec raises for JSON nested too deeply, and for strings that are not UTF-8."""
+    # A caller can cause this at will, so it is no error; it is logged in case it was ours after all.
+    log.warning("body not readable", exc_info=exception)
+    return Problem(400, "invalid_parameter", _BODY)
 
 
 def _of_framework(exception: Exception) -> Problem:
@@ -219,7 +229,7 @@ def _bad_request(exception: HTTPException) -> Problem:
         # Litestar's words: "Missing required query parameter 'name' for path /p"; the path may hold what was sent.
         return Problem(400, "invalid_parameter", exception.detail.split(" for ", 1)[0])
     if isinstance(exception.__cause__, SerializationException):
-        return Problem(400, "invalid_parameter", "body: JSON in UTF-8 was expected")
+        return Problem(400, "invalid_parameter", _BODY)
     return Problem(400, "invalid_parameter", "request: it is malformed, or a parameter of it is")
 
 
@@ -227,4 +237,6 @@ def _named(wrong: Mapping[str, object]) -> str:
     # msgspec's "Expected `int`, got `str`" names types alone; its other messages may repeat a value, so they stay here.
     message = str(wrong.get("message", ""))
     says_types = message.startswith(("Expected", "Missing", "Object missing"))
-    return f"{wrong['key']}: {message.split(' - at ', 1)[0] if says_types else 'refused'}"
+    # The argument that takes a body is called `data` in handlers; callers know it as the body.
+    name = "body" if wrong["key"] == "data" and wrong.get("source") == "body" else wrong["key"]
+    return f"{name}: {message.split(' - at ', 1)[0] if says_types else 'refused'}"

@@ -97,7 +97,8 @@ def around(app: ASGIApp, *, mint_request_id: Callable[[], str]) -> ASGIApp:
         method, path = scope["method"], scope["path"]
         if method == HttpMethod.HEAD:
             # RFC 9110 section 9.3.2: HEAD is GET without the content; the framework routes it to nothing on its own.
-            scope["method"] = HttpMethod.GET
+            # In a copy: servers look into the scope that they gave, to know that no content will follow.
+            scope = cast("Scope", {**scope, "method": HttpMethod.GET})
             send = _without_content(send)
         started = time.perf_counter()
         status = 0
@@ -106,7 +107,9 @@ def around(app: ASGIApp, *, mint_request_id: Callable[[], str]) -> ASGIApp:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _with_ours(message["headers"], path, current)
+                # The template first: `//idp/v1` reaches the route of `/idp/v1`, and only the template says so.
+                answered = cast("dict[str, Any]", scope).get("path_template", path)
+                message["headers"] = _with_ours(message["headers"], answered, current)
             await send(message)
 
         token = _current.set(current)

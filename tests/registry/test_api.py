@@ -1,0 +1,277 @@
+"""The registry over HTTP, as http clients see it, on a real nats-server."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+from litestar import Litestar
+from litestar.testing import AsyncTestClient
+from nats.aio.client import Client
+
+from door import roles
+from grantbook import subjects
+from grantbook.sdk.log import LogReader
+from registry import app
+from registry.settings import Settings
+
+REGISTER = "/auth/connect/register"
+PUBLIC = {"redirect_uris": ["http://localhost:1234/callback"], "token_endpoint_auth_method": "none"}
+GRANT = {"user_id": "ada", "username": "ada@example.com", "scopes": ["read"], "expires_at": "2099-01-01T00:00:00Z"}
+TOKENS: dict[roles.Role, str] = {role: f"token-of-{role}-0123456789abcdef" for role in roles.ROLES}
+
+Http = AsyncTestClient[Litestar]
+
+
+def as_(role: roles.Role) -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKENS[role]}"}
+
+
+@pytest.fixture
+async def http(nats: Client, nats_url: str, tmp_path: Path) -> AsyncIterator[Http]:
+    assert nats.is_connected
+    file = tmp_path / "tokens.json"
+    entries = tuple(roles.entry(role, role, token) for role, token in TOKENS.items())
+    roles.write(file, roles.TokenFile(tokens=entries))
+    application = app.create_app(
+        Settings(nats_url=nats_url, tokens_file=file, base_url="https://id.example", fanout=False)
+    )
+    async with AsyncTestClient(application, raise_server_exceptions=False) as client:
+        yield client
+
+
+async def registered(http: Http, **more: Any) -> dict[str, Any]:
+    answer = await http.post(REGISTER, json=PUBLIC | more)
+    assert answer.status_code == 201, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+async def test_a_registration_answers_with_every_final_value(http: Http) -> None:
+    """Agents: RFC 7591 section 3.2.1."""
+    answer = await http.post(REGISTER, json={"redirect_uris": ["https://agent.example/cb"], "client_name": "Agent"})
+    body = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert body["token_endpoint_auth_method"] == "client_secret_basic"
+    assert body["grant_types"] == ["authorization_code"]
+    assert body["response_types"] == ["code"]
+    assert body["client_secret_expires_at"] == 0
+    assert len(body["client_secret"]) >= 43
+    assert body["registration_client_uri"] == f"https://id.example{REGISTER}/{body['client_id']}"
+    assert isinstance(body["client_id_issued_at"], int)
+
+
+async def test_a_public_client_gets_no_secret(http: Http) -> None:
+    """Agents: RFC 7591 section 3.2.1, `client_secret` only where the method needs one."""
+    body = await registered(http)
+    assert "client_secret" not in body
+    assert "client_secret_expires_at" not in body
+    assert body["registration_access_token"]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "error"),
+    [
+        (b"{", {}, 400, "invalid_request"),
+        (b"\xff\xfe", {}, 400, "invalid_request"),
+        (b"[]", {}, 400, "invalid_client_metadata"),
+        (b'"x"', {}, 400, "invalid_client_metadata"),
+        (b"{}", {}, 400, "invalid_redirect_uri"),
+        (b'{"redirect_uris": ["javascript:alert(1)"]}', {}, 400, "invalid_redirect_uri"),
+        (b'{"redirect_uris": ["http://evil.example/cb"]}', {}, 400, "invalid_redirect_uri"),
+        (b'{"redirect_uris": ["https://a.example"], "grant_types": []}', {}, 400, "invalid_client_metadata"),
+        (b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "invalid_request"),
+        (b'{"client_name": "' + b"x" * 70_000 + b'"}', {}, 413, "invalid_request"),
+        (b"[" * 50_000, {}, 400, "invalid_request"),
+    ],
+)
+async def test_a_registration_that_is_wrong_is_refused_in_the_standards_words(
+    http: Http, nats: Client, content: bytes, headers: dict[str, str], status: int, error: str
+) -> None:
+    """Agents and attackers: RFC 7591 section 3.2.2; what is refused leaves no trace."""
+    answer = await http.post(REGISTER, content=content, headers={"Content-Type": "application/json"} | headers)
+    assert (answer.status_code, answer.json()["error"]) == (status, error)
+    assert answer.json()["error_description"].isascii()
+    assert answer.headers["cache-control"] == "no-store"
+    for stream in (subjects.LOG, subjects.bucket_stream(subjects.CREDENTIALS)):
+        async with LogReader(nats, stream) as reader:
+            assert (await reader.state()).last == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
+async def test_other_methods_are_not_allowed_on_the_collection(http: Http, method: str) -> None:
+    """Agents: 405 with what is allowed."""
+    answer = await http.request(method, REGISTER)
+    assert answer.status_code == 405
+    assert "POST" in answer.headers["allow"]
+    assert answer.json()["error"] == "invalid_request"
+
+
+async def test_agents_in_a_browser_may_register(http: Http) -> None:
+    """MCP Inspector: a preflight, then the request, from any origin."""
+    answer = await http.options(
+        REGISTER, headers={"Origin": "http://localhost:6274", "Access-Control-Request-Method": "POST"}
+    )
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    elsewhere = await http.get("/idp/v1/clients/x", headers=as_("idp") | {"Origin": "http://localhost:6274"})
+    assert "access-control-allow-origin" not in elsewhere.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "role"),
+    [
+        ("GET", "/idp/v1/clients/x", "idp"),
+        ("POST", "/idp/v1/clients/x/authenticate", "idp"),
+        ("POST", "/idp/v1/clients/x/grants", "idp"),
+        ("GET", "/idp/v1/clients/x/grants/y", "idp"),
+        ("POST", "/idp/v1/activity", "idp"),
+        ("POST", "/idp/v1/clients/x/grants/y/revoke", "idp"),
+        ("POST", "/admin/v1/clients/x/grants/y/revoke", "admin"),
+        ("DELETE", "/admin/v1/clients/x", "admin"),
+        ("POST", "/admin/v1/clients/x/suspend", "admin"),
+        ("POST", "/admin/v1/clients/x/resume", "admin"),
+        ("POST", "/admin/v1/users/x/revoke", "admin"),
+    ],
+)
+async def test_each_path_asks_for_its_role(http: Http, method: str, path: str, role: roles.Role) -> None:
+    """Everyone: no token 401, a wrong one 401, another role's 403."""
+    assert (await http.request(method, path)).status_code == 401
+    wrong = await http.request(method, path, headers={"Authorization": "Bearer nonsense"})
+    assert wrong.status_code == 401
+    assert wrong.headers["www-authenticate"].startswith("Bearer")
+    for other in roles.ROLES:
+        if other != role:
+            answer = await http.request(method, path, headers=as_(other))
+            assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
+
+
+async def test_a_secret_authenticates_its_client_alone(http: Http) -> None:
+    """Clients: RFC 6749 section 2.3.1; a wrong secret, another's, and a deleted client's are all `invalid_client`."""
+    mine, other = [await registered(http, token_endpoint_auth_method="client_secret_post") for _ in range(2)]  # noqa: S106
+
+    async def authenticate(client: str, secret: str) -> int:
+        path = f"/idp/v1/clients/{client}/authenticate"
+        return (await http.post(path, json={"client_secret": secret}, headers=as_("idp"))).status_code
+
+    assert await authenticate(mine["client_id"], mine["client_secret"]) == 204
+    assert await authenticate(mine["client_id"], other["client_secret"]) == 401
+    assert await authenticate(mine["client_id"], "") == 401
+    assert await authenticate("nobody", mine["client_secret"]) == 401
+    public = await registered(http)
+    assert await authenticate(public["client_id"], "") == 401
+    for act in ("suspend", "resume"):
+        await http.post(f"/admin/v1/clients/{mine['client_id']}/{act}", headers=as_("admin"))
+        expected = 401 if act == "suspend" else 204
+        assert await authenticate(mine["client_id"], mine["client_secret"]) == expected
+    await http.delete(f"/admin/v1/clients/{mine['client_id']}", headers=as_("admin"))
+    assert await authenticate(mine["client_id"], mine["client_secret"]) == 401
+
+
+async def test_commands_on_what_never_existed_are_404(http: Http) -> None:
+    """Admins: a typing error is told, and writes nothing."""
+    client = (await registered(http))["client_id"]
+    for method, path, code in [
+        ("DELETE", "/admin/v1/clients/nobody", "client_not_found"),
+        ("POST", "/admin/v1/clients/nobody/suspend", "client_not_found"),
+        ("POST", "/admin/v1/clients/nobody/grants/g/revoke", "client_not_found"),
+        ("POST", f"/admin/v1/clients/{client}/grants/g/revoke", "grant_not_found"),
+    ]:
+        answer = await http.request(method, path, headers=as_("admin"))
+        assert (answer.status_code, answer.json()["code"]) == (404, code)
+        assert answer.headers["content-type"].startswith("application/problem+json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"user_id": ""},
+        {"user_id": 7},
+        {"scopes": "read"},
+        {"scopes": ["two words"]},
+        {"expires_at": "tomorrow"},
+        {"expires_at": "2099-01-01T00:00:00"},
+        {"username": None},
+        {"grant_id": "x" * 600},
+    ],
+    ids=str,
+)
+async def test_a_grant_that_cannot_be_understood_names_the_member(http: Http, change: dict[str, object]) -> None:
+    """Identity providers: 400 says which member, and nothing is recorded."""
+    client = (await registered(http))["client_id"]
+    answer = await http.post(f"/idp/v1/clients/{client}/grants", json=GRANT | change, headers=as_("idp"))
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
+    assert next(iter(change)) in answer.json()["detail"]
+
+
+async def test_ids_that_would_break_a_subject_are_safe(http: Http) -> None:
+    """Everyone: wildcards, dots, spaces and newlines in an id name one grant, by its key in paths."""
+    client = (await registered(http))["client_id"]
+    for grant_id in ("*", ">", "a.b", "a b", "a\nb", "~x", "ä", "x" * 65):
+        body = GRANT | {"grant_id": grant_id, "user_id": f"user {grant_id}"}
+        issued = await http.post(f"/idp/v1/clients/{client}/grants", json=body, headers=as_("idp"))
+        assert issued.status_code == 201, grant_id
+        key = issued.json()["grant_key"]
+        assert key == subjects.token(grant_id)
+        found = await http.get(f"/idp/v1/clients/{client}/grants/{key}", headers=as_("idp"))
+        assert found.json()["grant_id"] == grant_id
+
+
+async def test_a_report_that_is_sent_again_counts_once(http: Http, nats: Client) -> None:
+    """Token services: a lost answer does not double the use of a grant."""
+    client = (await registered(http))["client_id"]
+    grant = (await http.post(f"/idp/v1/clients/{client}/grants", json=GRANT, headers=as_("idp"))).json()["grant_id"]
+    use = {"client_id": client, "grant_id": grant, "kind": "tool_call", "at": "2026-11-23T12:00:00Z", "count": 3}
+    for _ in range(3):
+        answer = await http.post("/idp/v1/activity", json={"activity": [use], "report_id": "r1"}, headers=as_("idp"))
+        assert (answer.status_code, answer.json()) == (202, {"recorded": 1, "rejected": []})
+    async with LogReader(nats, subjects.ACTIVITY) as reader:
+        assert (await reader.state()).last == 1
+
+
+async def test_a_far_refresh_moves_the_expiry_and_a_small_one_does_not_fill_the_log(http: Http, nats: Client) -> None:
+    """Users and operators: look-ups follow a refresh; a refresh a minute is not an event a minute."""
+    client = (await registered(http))["client_id"]
+    grant = (await http.post(f"/idp/v1/clients/{client}/grants", json=GRANT, headers=as_("idp"))).json()["grant_id"]
+    for expires_at in ("2099-01-01T01:00:00Z", "2099-02-01T00:00:00Z"):
+        use = {
+            "client_id": client,
+            "grant_id": grant,
+            "kind": "refresh",
+            "at": "2026-11-23T12:00:00Z",
+            "expires_at": expires_at,
+        }
+        await http.post("/idp/v1/activity", json={"activity": [use]}, headers=as_("idp"))
+    state = (await http.get(f"/idp/v1/clients/{client}/grants/{grant}", headers=as_("idp"))).json()
+    assert state["expires_at"] == "2099-02-01T00:00:00Z"
+    async with LogReader(nats, subjects.LOG) as reader:
+        assert (await reader.state()).last == 3
+
+
+async def test_a_client_whose_id_is_a_url_is_found_by_its_key(http: Http) -> None:
+    """Admins: no path needs an escaped slash; an unknown key is as unknown as an unknown id."""
+    key = subjects.token("https://agent.example/client.json")
+    answer = await http.get(f"/idp/v1/clients/{key}", headers=as_("idp"))
+    assert (answer.status_code, answer.json()["code"]) == (404, "client_not_found")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@for_all(body=JSON, place=st.sampled_from([REGISTER, "/idp/v1/activity", "/idp/v1/clients/c/grants"]))
+async def test_no_body_makes_a_server_error(http: Http, body: object, place: str) -> None:
+    """Operators: whatever is sent, the answer is a client's error, or a success."""
+    answer = await http.post(place, content=json.dumps(body), headers=as_("idp") | {"Content-Type": "application/json"})
+    assert answer.status_code < 500
