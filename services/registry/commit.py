@@ -17,6 +17,8 @@ from msgspec import Struct
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+MIN_BATCH_MESSAGES: Final = 16
+"""Fewer go one by one, all in flight at once: a batch costs the server 3 ms whatever is in it, a message 0.25 ms."""
 MAX_BATCH_MESSAGES: Final = 200
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 MAX_WAITING_MESSAGES: Final = 20_000
@@ -155,7 +157,7 @@ class GroupCommit:
         return batch
 
     async def _commit(self, batch: Sequence[tuple[Message, asyncio.Future[Stored]]]) -> None:
-        if len(batch) > 1:
+        if len(batch) >= MIN_BATCH_MESSAGES:
             try:
                 last = await self._send_together([message for message, _ in batch])
             except _SendAlone:
