@@ -6,7 +6,7 @@ its end is recorded like any other: it is the most interesting line an auditor c
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -24,6 +24,8 @@ MAX_REMEMBERED_GRANTS: Final = 200_000
 MAX_CONFIRMING: Final = 100
 """Leader reads under way at once, to confirm that grants are unknown."""
 MAX_EXTENDING: Final = 50
+MAX_CHUNK_ID_CHARACTERS: Final = 100_000
+"""Ids in one event, in characters: each may be six bytes in JSON, and NATS takes 1 MiB."""
 MAX_SENDS: Final = 3
 
 GrantKey = tuple[str, str]
@@ -153,10 +155,8 @@ class ActivityLog:
         self, windows: Sequence[Window], *, reporter: str, report_id: str | None, at: datetime, by: Actor
     ) -> int:
         messages = []
-        for chunk, start in enumerate(range(0, len(windows), MAX_WINDOWS)):
-            event = ActivityRecorded(
-                windows=tuple(windows[start : start + MAX_WINDOWS]), report_id=report_id, at=at, by=by
-            )
+        for chunk, together in enumerate(chunks(windows)):
+            event = ActivityRecorded(windows=tuple(together), report_id=report_id, at=at, by=by)
             event_id = self._new_id()
             outgoing = wire.encode(event, event_id=event_id)
             message_id = event_id if report_id is None else f"report {subjects.token(reporter)} {report_id} {chunk}"
@@ -190,6 +190,21 @@ def coalesce(uses: Sequence[Use]) -> list[Window]:
             expires_at=max(expiries) if expiries else None,
         )
     return list(windows.values())
+
+
+def chunks(windows: Sequence[Window]) -> Iterator[list[Window]]:
+    """The windows in order, as many at a time as fit into one event."""
+    together: list[Window] = []
+    characters = 0
+    for window in windows:
+        longest = len(window.client_id) + len(window.grant_id)
+        if together and (len(together) == MAX_WINDOWS or characters + longest > MAX_CHUNK_ID_CHARACTERS):
+            yield together
+            together, characters = [], 0
+        together.append(window)
+        characters += longest
+    if together:
+        yield together
 
 
 def _rejection(index: int, use: Use, *, exists: bool) -> Rejected | None:

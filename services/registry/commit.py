@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 import msgspec
+import structlog
 from msgspec import Struct
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -21,6 +22,8 @@ MIN_BATCH_MESSAGES: Final = 16
 """Fewer go one by one, all in flight at once: a batch costs the server 3 ms whatever is in it, a message 0.25 ms."""
 MAX_BATCH_MESSAGES: Final = 200
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 900 * 1024
+"""Just under what NATS takes in one message, 1 MiB, with room for headers."""
 MAX_WAITING_MESSAGES: Final = 20_000
 """Past it an append is refused as busy at once: memory does not grow with what cannot be kept up with."""
 ACKNOWLEDGE_SECONDS: Final = 5.0
@@ -33,6 +36,8 @@ _FULL: Final = {10_077, 10_023, 10_047}
 """Maximum bytes exceeded; insufficient resources; insufficient storage."""
 _SENT_ALONE: Final = {10_071, 10_164, 10_158, 10_201, 10_077}
 """Refusals of a batch after which each message is worth a try of its own."""
+
+_log = structlog.get_logger("registry")
 
 
 class AppendFailed(Exception):
@@ -117,13 +122,19 @@ class GroupCommit:
                 answer.set_exception(Busy("the registry is stopping"))
 
     def submit(self, message: Message) -> asyncio.Future[Stored]:
-        """Append a message. The future ends once it is on disk, or with an `AppendFailed`. Raises `Busy` at once."""
+        """Append a message. The future ends once it is on disk, or with an `AppendFailed`.
+
+        Raises `Busy` and `Refused` at once.
+        """
         if self._closing or len(self._waiting) >= MAX_WAITING_MESSAGES:
             raise Busy("the registry is stopping" if self._closing else "too many appends are waiting")
         if not self._connection.is_connected:
             # The client would keep it and send it whenever it is connected again: later than anybody waits for.
             message_ = "not connected to NATS"
             raise Busy(message_)
+        if len(message.body) > MAX_MESSAGE_BYTES:
+            too_large = f"{len(message.body)} bytes are more than the log takes in one event"
+            raise Refused(too_large)
         answer: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
         self._waiting.append((message, answer))
         self._wakeup.set()
@@ -134,7 +145,13 @@ class GroupCommit:
             await self._wakeup.wait()
             self._wakeup.clear()
             while self._waiting:
-                await self._commit(self._gather())
+                batch = self._gather()
+                try:
+                    await self._commit(batch)
+                except Exception as error:  # noqa: BLE001  whatever it is, those that wait must hear of it
+                    _log.exception("group commit failed", stream=self.stream)
+                    for _, answer in batch:
+                        _fail(answer, OutcomeUnknown(f"unexpected {type(error).__name__}"))
 
     def _gather(self) -> list[tuple[Message, asyncio.Future[Stored]]]:
         """What goes into the next batch: all that waits, in order, but for what depends on a write in the batch."""
