@@ -15,23 +15,21 @@ from typing import Final
 
 import msgspec
 import structlog
-import uvicorn
 from litestar import Litestar
 from msgspec import Struct
 
 import projector.app
 import registry.app
 from deploy.dev.servers import Server, free_port, nats_server, postgres_server
-from door import front, logs, roles
+from door import front, logs, roles, serving
 from grantbook.sdk import connection
 from grantbook.sdk.log import Unavailable
+from projector.api.revocations import end_streams
 from registry import streams
 from registry.api.answers import ANSWERS
 from registry.settings import Settings as RegistrySettings
 
 WATCH_SECONDS: Final = 0.5
-SHUTDOWN_SECONDS: Final = 10
-BACKLOG_CONNECTIONS: Final = 2_048
 TOKEN_ROLES: Final[tuple[roles.Role, ...]] = ("idp", "admin", "auditor", "feed", "ops")
 MAX_LOG_BYTES: Final = 8 * 1024**3
 DISK_SHARE_OF_LOG: Final = 4
@@ -141,19 +139,8 @@ async def _serve(host: str, port: int, place: Place, servers: list[Server], data
         await _ensure_streams(place.nats_url, data)
     except (streams.UnsafeStreams, Unavailable) as error:
         raise CannotStart(str(error)) from error
-    config = uvicorn.Config(
-        create_app(place),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        backlog=BACKLOG_CONNECTIONS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        lifespan="on",
-    )
-    server = uvicorn.Server(config)
+    application = create_app(place)
+    server = serving.Server(application, host=host, port=port, on_exit=lambda: end_streams(application))
     watching = asyncio.create_task(_watch(server, servers, place, quiet=quiet))
     try:
         await server.serve()
@@ -167,7 +154,7 @@ async def _serve(host: str, port: int, place: Place, servers: list[Server], data
     return 0
 
 
-async def _watch(server: uvicorn.Server, servers: list[Server], place: Place, *, quiet: bool) -> None:
+async def _watch(server: serving.Server, servers: list[Server], place: Place, *, quiet: bool) -> None:
     """Say what to try once it serves; stop all of it when a child dies."""
     told = quiet
     while True:
@@ -176,7 +163,7 @@ async def _watch(server: uvicorn.Server, servers: list[Server], place: Place, *,
             told = True
             print(_welcome(place), flush=True)
         if not all(each.alive for each in servers):
-            server.should_exit = True
+            server.stop()
 
 
 async def _ensure_streams(nats_url: str, data: Path) -> None:

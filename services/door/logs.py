@@ -25,8 +25,11 @@ SECRET_KEYS: Final = frozenset(
         "client_secret",
         "registration_access_token",
         "username",
+        "cookie",
+        "private_key",
     }
 )
+"""Words that a key ends with when its value is secret: `token`, and so `access_token` and `x-api-token`."""
 REDACTED: Final = "[redacted]"
 MAX_DEPTH: Final = 6
 """Values nested deeper than this are left out of the line."""
@@ -35,7 +38,9 @@ MAX_VALUE_CHARACTERS: Final = 8_192
 
 _BEARER: Final = re.compile(r"(bearer\s+)[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
 _MINTED: Final = re.compile(r"gb_[a-z]+_[A-Za-z0-9_-]{20,}")
-_PASSWORD_IN_URL: Final = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
+_USER_IN_URL: Final = re.compile(r"(://)[^/?#\s]{1,512}@")
+"""A password, or with NATS a token that stands alone; also with an `@` of its own in it."""
+_SECRET_ENDINGS: Final = tuple(SECRET_KEYS)
 _SERVERS: Final = ("uvicorn", "uvicorn.error", "granian", "_granian", "litestar")
 _ACCESS_LOGS: Final = ("uvicorn.access", "granian.access")
 """Servers' own access lines hold paths and queries: `door.requests` writes ours instead."""
@@ -46,7 +51,7 @@ _encode: Final = msgspec.json.Encoder(enc_hook=repr).encode
 def redact(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A structlog processor that takes secrets out of a line."""
     for key, value in line.items():
-        if key.lower() in SECRET_KEYS:
+        if _is_secret(key):
             line[key] = REDACTED
         elif isinstance(value, str):
             line[key] = _text(value, limit=key != "exception")
@@ -55,6 +60,10 @@ def redact(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping
         elif not isinstance(value, int | float | None):
             line[key] = _text(repr(value)) if key not in _STRUCTLOG_KEYS else value
     return line
+
+
+def _is_secret(key: str) -> bool:
+    return key.lower().endswith(_SECRET_ENDINGS)
 
 
 _STRUCTLOG_KEYS: Final = frozenset({"exc_info", "_record", "_from_structlog"})
@@ -69,8 +78,7 @@ def _redacted(value: object, depth: int) -> object:
         return "..."
     if isinstance(value, Mapping):
         return {
-            str(key): REDACTED if str(key).lower() in SECRET_KEYS else _redacted(each, depth - 1)
-            for key, each in value.items()
+            str(key): REDACTED if _is_secret(str(key)) else _redacted(each, depth - 1) for key, each in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):
         return [_redacted(each, depth - 1) for each in value]
@@ -85,7 +93,7 @@ def _text(text: str, *, limit: bool = True) -> str:
     if "gb_" in text:
         text = _MINTED.sub(REDACTED, text)
     if "://" in text:
-        text = _PASSWORD_IN_URL.sub(rf"\1{REDACTED}@", text)
+        text = _USER_IN_URL.sub(rf"\1{REDACTED}@", text)
     return text
 
 

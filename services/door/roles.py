@@ -204,7 +204,7 @@ def requires(*roles: Role) -> Guard:
     if not roles or not set(roles) <= set(ROLES):
         raise ValueError(f"roles are {', '.join(ROLES)}")
 
-    # Asynchronous although it awaits nothing: Litestar runs other guards in a thread, at three times the request's cost.
+    # Asynchronous although it awaits nothing: Litestar runs other guards in a thread, which triples a request's cost.
     async def guard(connection: ASGIConnection[object, object, object, State], _: BaseRouteHandler) -> None:
         keyring = connection.app.state.keyring
         assert isinstance(keyring, Keyring)

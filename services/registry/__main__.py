@@ -3,21 +3,13 @@
 import asyncio
 import os
 import sys
-from typing import Final
 
 import click
-import structlog
-import uvicorn
 
-from door import logs, roles
+from door import logs, roles, serving
 from grantbook.sdk import connection
 from grantbook.sdk.log import Unavailable
 from registry import app, streams
-
-SHUTDOWN_SECONDS: Final = 15
-BACKLOG_CONNECTIONS: Final = 2_048
-
-_log = structlog.get_logger("registry")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,21 +39,7 @@ def serve(host: str, port: int) -> None:
         application = app.create_app()
     except (KeyError, roles.TokensRefused) as error:
         raise click.ClickException(_explained(error)) from error
-    config = uvicorn.Config(
-        application,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        backlog=BACKLOG_CONNECTIONS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        lifespan="on",
-    )
-    server = uvicorn.Server(config)
-    server.run()
-    if not server.started:
+    if not serving.serve(application, host=host, port=port):
         sys.exit(1)
 
 

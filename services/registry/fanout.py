@@ -188,7 +188,7 @@ class Fanout:
             if isinstance(recorded.event, wire.Unknown):
                 continue
             grant = grants.evolve(recorded.event, recorded.position, None)
-            if grant is None or grant.expires_at + grant.threshold <= deletion.recorded_at:
+            if grant is None or grant.has_lapsed(deletion.recorded_at):
                 continue  # it had ended by itself
             event = grants.revoke(grants.Holding(client=None, grant=grant), intent, caused_by=deletion.id)
             if event is not None:

@@ -49,6 +49,11 @@ class Grant(Struct, frozen=True, kw_only=True):
         """By how much a refresh must move the expiry to be logged, and so the grace that look-ups allow."""
         return extension_threshold(self.issued_at, self.issued_expires_at)
 
+    def has_lapsed(self, now: datetime) -> bool:
+        """Whether it has expired at `now`, with the grace."""
+        # Subtracted, not added: an expiry may be as late as a date can be.
+        return now - self.threshold >= self.expires_at
+
 
 class Holding(Struct, frozen=True, kw_only=True):
     """A grant and the client that holds it: what decisions about a grant look at."""
@@ -110,7 +115,7 @@ def is_active(holding: Holding, *, cut_off_position: int, now: datetime) -> bool
         return False
     if grant.issued_position < cut_off_position:
         return False
-    return now < grant.expires_at + grant.threshold
+    return not grant.has_lapsed(now)
 
 
 def issue(holding: Holding, proposal: Proposal) -> GrantIssued | None:

@@ -108,6 +108,12 @@ async def make(data: JSONBody[Sent]) -> Sent:
     return data
 
 
+@post("/nested")
+async def nested(data: JSONBody[Sent]) -> Sent:
+    """Takes large bodies."""
+    return data
+
+
 @get("/raise/{what:str}")
 async def fail(what: FromPath[str]) -> None:
     """Everything that can go wrong."""
@@ -143,7 +149,7 @@ async def oauth() -> None:
 
 def make_app(**more: Any) -> Litestar:
     return front.litestar_app(
-        [thing, make, fail, stream, oauth, *(_route(role) for role in roles.ROLES)],
+        [thing, make, nested, fail, stream, oauth, *(_route(role) for role in roles.ROLES)],
         name="test",
         keyring=KEYRING,
         mint_request_id=lambda: "minted",

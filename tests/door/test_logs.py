@@ -26,10 +26,11 @@ def test_values_of_secret_keys_are_redacted_at_any_depth(
     log = structlog.get_logger()
     log.info("flat", **{key: SECRET})
     log.info("cased", **{key.upper(): SECRET})
+    log.info("of something", **{f"nats_{key}": SECRET})
     log.info("nested", request={"a": [{key: SECRET}], key: {"x": SECRET}})
     log.bind(**{key: SECRET}).warning("bound")
     written = capsys.readouterr().err
-    assert written.count(logs.REDACTED) == 5
+    assert written.count(logs.REDACTED) == 6
     assert SECRET not in written
 
 
@@ -41,6 +42,8 @@ def test_tokens_inside_of_texts_are_redacted(as_json: bool, capsys: pytest.Captu
         f"got Authorization: Bearer {SECRET}", url=f"nats://user:{SECRET}@host", t=TOKENS["idp"]
     )
     logging.getLogger("library").warning("connect to %s failed", f"postgresql://u:{SECRET}@h/db")
+    logging.getLogger("library").warning("connect to %s failed", f"nats://{SECRET}@h:4222")
+    logging.getLogger("library").warning("connect to %s failed", f"nats://u:{SECRET}@{SECRET}@h:4222")
     try:
         int(f"bearer {SECRET}")
     except ValueError:

@@ -58,7 +58,10 @@ async def test_a_parameter_that_is_not_understood_is_named(app: Litestar, query:
         (b'{"client_secret": ["hunter2"], "count": 1}', "client_secret"),
         (b"{", "body"),
         (b"\xff\xfe", "body"),
-        (b"[]", ""),
+        (b"", "body"),
+        (b"null", "body"),
+        (b'{"client_secret": "\xff", "count": 1}', "body"),
+        (b"[]", "body"),
         (b'{"client_secret": "\\ud800", "count": 1}', ""),
     ],
 )
@@ -70,6 +73,17 @@ async def test_a_body_that_does_not_fit_is_a_problem_that_repeats_nothing(
     assert (answer.status, answer.json()["code"]) == (400, "invalid_parameter")
     assert named in answer.json()["detail"]
     assert b"hunter2" not in answer.body
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 50_000, b'{"a":' * 20_000, b'{"count": 1, "more":' + b"[" * 50_000 + b"]" * 50_000 + b"}"]
+)
+async def test_a_body_nested_without_end_is_the_callers_error(body: bytes) -> None:
+    """An attacker who nests JSON until the parser gives up finds no 500, and no bug report in the log."""
+    with structlog.testing.capture_logs() as lines:
+        answer = await ask(make_app(), "/nested", method="POST", headers=JSON, body=body)
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_parameter")
+    assert {line["log_level"] for line in lines} == {"warning", "info"}
 
 
 async def test_a_method_that_is_not_allowed_is_told_the_ones_that_are(app: Litestar) -> None:

@@ -100,6 +100,7 @@ async def test_lines_of_a_request_name_it_and_its_caller(app: Litestar, capsys: 
     ("path", "stored"),
     [
         ("/admin/v1/things/a", False),
+        ("//admin//v1/things/a", False),
         ("/idp/none", False),
         ("/audit", False),
         ("/auth/connect/register", False),
@@ -121,6 +122,23 @@ async def test_head_is_get_without_the_content(app: Litestar) -> None:
     assert (head.status, head.body, head.headers) == (200, b"", got.headers)
     assert (await ask(app, "/things", method="HEAD")).status == 405
     assert (await ask(app, "/healthz", method="DELETE")).headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+async def test_a_server_still_knows_that_it_was_asked_for_head() -> None:
+    """A server that read GET in its own scope would wait for the content, and reset the caller's connection."""
+
+    async def inner(scope: Any, _: object, send: Any) -> None:
+        assert scope["method"] == "GET"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"content"})
+
+    async def nowhere(_: object) -> None:
+        pass
+
+    scope: Any = {"type": "http", "method": "HEAD", "path": "/p", "headers": []}
+    app = requests.around(inner, mint_request_id=lambda: "minted")
+    await app(scope, nowhere, nowhere)  # type: ignore[arg-type]  # plain dicts, as servers send
+    assert scope["method"] == "HEAD"
 
 
 @pytest.mark.usefixtures("restored_logging")

@@ -1,5 +1,6 @@
 """One way to connect to NATS, with the traps of the client closed."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
@@ -8,13 +9,14 @@ import nats
 from nats.aio.client import Client
 
 CONNECT_SECONDS: Final = 2.0
+FIRST_CONNECT_SECONDS: Final = 10.0
 RECONNECT_WAIT_SECONDS: Final = 0.25
 PING_SECONDS: Final = 5
 PENDING_BYTES: Final = 64 * 1024 * 1024
 
 
 async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | None = None) -> Client:
-    """A connection that reconnects for ever. Raises `nats.errors.Error` or `OSError` when none can be made at first.
+    """A connection that reconnects for ever, once it was made. Raises `TimeoutError` when it was not within 10 s.
 
     `url` may name several servers of one cluster, with commas between.
 
@@ -22,7 +24,11 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
     is missing shows nowhere else, the request itself just times out.
     """
 
+    last_trouble = ""
+
     async def heard(what: str) -> None:
+        nonlocal last_trouble
+        last_trouble = what
         if on_trouble is not None:
             on_trouble(what)
 
@@ -32,7 +38,7 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
     async def on_disconnect() -> None:
         await heard("nats: disconnected")
 
-    return await nats.connect(
+    connecting = nats.connect(
         url.split(","),
         name=name,
         connect_timeout=CONNECT_SECONDS,
@@ -44,11 +50,20 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         error_cb=on_error,
         disconnected_cb=on_disconnect,
     )
+    try:
+        return await asyncio.wait_for(connecting, FIRST_CONNECT_SECONDS)
+    except TimeoutError as error:
+        message = f"no connection to NATS at {without_password(url)} within {FIRST_CONNECT_SECONDS:g} s: {last_trouble}"
+        raise TimeoutError(message) from error
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown: user name and password replaced."""
-    parts = urlsplit(url)
-    if parts.username is None and parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+    """The URL, or URLs with commas between, as it may be shown: user name and password replaced."""
+
+    def shown(one: str) -> str:
+        parts = urlsplit(one)
+        if parts.username is None and parts.password is None:
+            return one
+        return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+
+    return ",".join(map(shown, url.split(",")))

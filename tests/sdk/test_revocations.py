@@ -1,0 +1,354 @@
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+
+from deploy.dev.servers import Server, free_port, nats_server
+from grantbook import subjects
+from grantbook.sdk import revocations
+from grantbook.sdk.revocations import FeedUnavailable, RevocationFeed
+from registry import streams
+from tests.sdk.given import (
+    LIFETIME,
+    deleted,
+    now,
+    opened_log,
+    registered,
+    resumed,
+    revoked,
+    suspended,
+    user_revoked,
+    write,
+    write_raw,
+)
+
+SECONDS = 20.0
+
+
+@contextlib.asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[tuple[Server, Client]]:
+    """A server of the test's own, which it may kill."""
+    with nats_server(folder / "nats") as server:
+        async with opened_log(server.url) as log:
+            yield server, log
+
+
+async def until(true: Callable[[], bool], seconds: float = SECONDS) -> None:
+    """Wait for the condition, looking often."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+async def sourced(log: Client, messages: int) -> None:
+    """Wait until the feed has so many messages."""
+    manager = log.jetstream()
+    async with asyncio.timeout(SECONDS):
+        while (await manager.stream_info(subjects.REVOCATIONS)).state.messages < messages:
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def feed(log: Client, nats_url: str) -> AsyncIterator[RevocationFeed]:
+    async with RevocationFeed(nats_url, LIFETIME) as opened:
+        yield opened
+
+
+async def applied(feed: RevocationFeed, log: Client, position: int) -> None:
+    await until(lambda: feed.position is not None and feed.position.sequence >= position)
+
+
+def token(feed: RevocationFeed, client: str = "c", grant: str = "g", user: str = "u") -> bool:
+    return feed.is_revoked(client, grant, user, now())
+
+
+async def test_what_was_revoked_before_the_start_is_denied(log: Client, nats_url: str) -> None:
+    """Protects a resource whose token service restarts after a revocation."""
+    await write(log, registered("c"), revoked("c", "g"), deleted("other"))
+    async with RevocationFeed(nats_url, LIFETIME) as feed:
+        assert feed.state == "fresh"
+        assert token(feed)
+        assert token(feed, client="other", grant="any")
+        assert not token(feed, grant="g2")
+        assert feed.trouble is None
+        assert feed.entries == 2
+
+
+async def test_revoking_one_grant_leaves_the_others(feed: RevocationFeed, log: Client) -> None:
+    """Protects users whose other agents go on working."""
+    [position] = await write(log, revoked("c", "g"))
+    await applied(feed, log, position)
+    assert token(feed)
+    assert not token(feed, grant="g2")
+    assert not token(feed, client="c2")
+
+
+async def test_a_revocation_is_denied_soon_after_it_was_acknowledged(feed: RevocationFeed, log: Client) -> None:
+    """Protects the promise that a revocation counts before the next call: prints how long that takes."""
+    took = []
+    for number in range(50):
+        started = time.perf_counter()
+        await write(log, revoked("c", f"g{number}"))
+        while not token(feed, grant=f"g{number}"):
+            await asyncio.sleep(0)
+        took.append((time.perf_counter() - started) * 1000)
+    took.sort()
+    print(f"append to denied: p50 {took[25]:.2f} ms, max {took[-1]:.2f} ms")  # noqa: T201  a figure for people
+
+
+async def test_a_suspended_client_is_denied_until_it_is_resumed(feed: RevocationFeed, log: Client) -> None:
+    """Protects an admin who cuts an agent off for a while."""
+    await write(log, suspended("c"))
+    await until(lambda: token(feed))
+    await write(log, resumed("c"))
+    await until(lambda: not token(feed))
+
+
+async def test_a_users_cut_off_denies_tokens_from_before_it_only(feed: RevocationFeed, log: Client) -> None:
+    """Protects a user who was offboarded, and one who comes back."""
+    await write(log, user_revoked("u"))
+    await until(lambda: token(feed))
+    cutoff = now()
+    assert feed.is_revoked("c", "g", "u", (cutoff - timedelta(minutes=1)).timestamp())
+    assert feed.is_revoked("c", "g", "u", cutoff + timedelta(seconds=3))
+    assert feed.is_revoked("c", "g", "u", None)
+    assert feed.is_revoked("c", "g", "u", float("nan"))
+    assert not feed.is_revoked("c", "g", "u", cutoff + timedelta(seconds=8))
+    assert not feed.is_revoked("c", "g", "v", None)
+
+
+async def test_ids_that_are_urls_are_denied_by_their_keys(feed: RevocationFeed, log: Client) -> None:
+    """Protects against clients whose id is no subject token, which CIMD clients' never are."""
+    client = "https://agent.example/oauth/client.json"
+    await write(log, deleted(client))
+    await until(lambda: token(feed, client=client))
+    assert not token(feed, client="https://agent.example/oauth/other.json")
+
+
+@pytest.mark.parametrize(
+    ("subject", "denied", "allowed"),
+    [
+        (subjects.client_gate("c"), ("c", "g", "u"), ("d", "g", "u")),
+        (subjects.grant_gate("c", "g"), ("c", "g", "u"), ("c", "h", "u")),
+        (subjects.user_gate("u"), ("c", "g", "u"), ("c", "g", "v")),
+    ],
+)
+@pytest.mark.parametrize("type_", ["client.frozen", "grant.revoked"])
+async def test_what_is_not_understood_denies_what_it_is_about(
+    feed: RevocationFeed,
+    log: Client,
+    subject: str,
+    denied: tuple[str, str, str],
+    allowed: tuple[str, str, str],
+    type_: str,
+) -> None:
+    """Protects against a newer registry whose verdicts an older token service cannot read, and against garbage."""
+    await write_raw(log, subject, type_, b"{}")
+    await until(lambda: token(feed, *denied))
+    assert not token(feed, *allowed)
+    assert feed.is_revoked(*denied, now() + timedelta(hours=1))
+    assert feed.unknown_events == 1
+
+
+async def test_a_token_older_than_the_longest_lifetime_is_denied(feed: RevocationFeed) -> None:
+    """Protects against a lifetime configured too short: revocations from before it are not in memory."""
+    assert not feed.is_revoked("c", "g", "u", now() - LIFETIME)
+    assert feed.is_revoked("c", "g", "u", now() - LIFETIME - revocations.MARGIN)
+
+
+async def test_a_time_without_zone_is_refused(feed: RevocationFeed) -> None:
+    """Protects a caller who would compare local time with UTC."""
+    with pytest.raises(ValueError, match="time zone"):
+        feed.is_revoked("c", "g", "u", now().replace(tzinfo=None))
+
+
+async def test_a_lifetime_longer_than_the_feed_keeps_is_refused(log: Client, nats_url: str) -> None:
+    """Protects tokens that would outlive the memory of their revocation."""
+    with pytest.raises(ValueError, match="90 days"):
+        async with RevocationFeed(nats_url, timedelta(days=91)):
+            pass
+
+
+async def test_without_a_server_entering_fails_in_time() -> None:
+    """Protects a token service's start from hanging, and from starting blind."""
+    started = time.monotonic()
+    feed = RevocationFeed(f"nats://127.0.0.1:{free_port()}", LIFETIME, catch_up_seconds=1)
+    with pytest.raises(FeedUnavailable):
+        async with feed:
+            pass
+    assert time.monotonic() - started < 10
+    assert feed.state == "starting"
+    assert token(feed)
+
+
+async def test_without_streams_entering_fails_and_says_why(nats_url: str) -> None:
+    """Protects an operator who forgot to make the streams."""
+    with pytest.raises(FeedUnavailable, match="stream not found"):
+        async with RevocationFeed(nats_url, LIFETIME, catch_up_seconds=1):
+            pass
+
+
+async def test_a_closed_feed_denies(log: Client, nats_url: str) -> None:
+    """Protects a service that still asks while it shuts down."""
+    async with RevocationFeed(nats_url, LIFETIME) as feed:
+        assert not token(feed)
+    assert token(feed)
+
+
+async def test_a_starved_consumer_is_made_anew(feed: RevocationFeed, log: Client) -> None:
+    """Protects against a consumer that is gone while the connection is fine."""
+    manager = log.jetstream()
+    await write(log, revoked("c", "g1"))
+    await until(lambda: token(feed, grant="g1"))
+    for consumer in await manager.consumers_info(subjects.REVOCATIONS):
+        assert await manager.delete_consumer(subjects.REVOCATIONS, consumer.name)
+    await write(log, revoked("c", "g2"))
+    await until(lambda: feed.state == "fresh" and token(feed, grant="g2"))
+    assert not token(feed, grant="g3")
+
+
+async def test_waiting_until_current_waits_for_what_the_feed_has(feed: RevocationFeed, log: Client) -> None:
+    """Protects a caller who revoked just now, and wants to know that this process has heard of it."""
+    [position] = await write(log, revoked("c", "g"))
+    await sourced(log, 1)
+    await feed.wait_until_current(SECONDS)
+    assert feed.is_revoked("c", "g", "u", now())
+    await applied(feed, log, position)
+
+
+async def test_a_feed_made_anew_is_read_anew_and_keeps_its_cut_offs(log: Client, nats_url: str) -> None:
+    """Protects users who logged in again after a cut-off: making the feed anew must not cut them off once more."""
+    decided = now() - timedelta(minutes=10)
+    await write(log, user_revoked("u", at=decided), revoked("c", "g"), deleted("old", at=now() - timedelta(hours=3)))
+    heard: list[str] = []
+    async with RevocationFeed(nats_url, LIFETIME, on_trouble=heard.append) as feed:
+        assert token(feed)
+        await streams.rebuild_feed(log)
+        await until(lambda: any("replaced" in each for each in heard))
+        assert token(feed)
+        await until(lambda: feed.state == "fresh")
+        assert token(feed)
+        assert feed.is_revoked("c", "g2", "u", decided)
+        assert not feed.is_revoked("c", "g2", "u", decided + timedelta(minutes=1))
+        # Too old to matter, whenever the feed stored it.
+        assert feed.entries == 2
+        await write(log, revoked("c", "g3"))
+        await until(lambda: token(feed, grant="g3"))
+
+
+async def test_a_feed_made_anew_never_allows_what_was_denied(log: Client, nats_url: str) -> None:
+    """Protects a service that chose to allow when stale: what it knew stays in force while the feed is read anew."""
+    await write(log, revoked("c", "g"))
+    heard: list[str] = []
+    async with RevocationFeed(nats_url, LIFETIME, when_stale="allow", on_trouble=heard.append) as feed:
+        await streams.rebuild_feed(log)
+        while not (any("replaced" in each for each in heard) and feed.state == "fresh"):
+            assert token(feed)
+            assert not token(feed, grant="g2")
+            await asyncio.sleep(0.001)
+        assert token(feed)
+
+
+async def test_a_feed_without_its_source_is_not_fresh(log: Client, nats_url: str) -> None:
+    """Protects against a feed that is complete in itself but hears nothing of the log any more."""
+    stream = log.jetstream()
+    await stream.delete_stream(subjects.REVOCATIONS)
+    await stream.add_stream(name=subjects.REVOCATIONS, subjects=["elsewhere"])
+    with pytest.raises(FeedUnavailable, match="no source"):
+        async with RevocationFeed(nats_url, LIFETIME, catch_up_seconds=2):
+            pass
+
+
+async def test_a_feed_that_lost_its_log_turns_stale(log: Client, nats_url: str) -> None:
+    """Protects against a feed that freezes: it answers, it looks complete, and hears of nothing any more."""
+    async with RevocationFeed(nats_url, LIFETIME, max_staleness=timedelta(seconds=1)) as feed:
+        assert not token(feed)
+        await log.jetstream().delete_stream(subjects.LOG)
+        await until(lambda: feed.state == "stale")
+        assert token(feed)
+        await until(lambda: feed.trouble is not None and "log" in feed.trouble)
+
+
+async def test_revocations_leave_memory_with_their_tokens(log: Client, nats_url: str) -> None:
+    """Protects the memory of a service that runs for months."""
+    ahead = timedelta(0)
+    async with RevocationFeed(nats_url, LIFETIME, clock=lambda: now() + ahead) as feed:
+        await write(log, revoked("c", "g"), suspended("s"), deleted("d"), user_revoked("u"))
+        await until(lambda: feed.entries == 4)
+        ahead = LIFETIME
+        await write(log, resumed("other"))
+        await feed.wait_until_current(SECONDS)
+        assert feed.entries == 4
+        ahead = LIFETIME + revocations.MARGIN + timedelta(seconds=10)
+        await until(lambda: feed.entries == 0)
+        assert not feed.is_revoked("c", "g", "u", now() + ahead)
+
+
+async def test_a_start_long_after_reads_only_what_still_matters(log: Client, nats_url: str) -> None:
+    """Protects the start of a service from reading years of revocations."""
+    await write(log, *(revoked("c", f"g{number}") for number in range(20)))
+    await sourced(log, 20)
+    later = LIFETIME + revocations.MARGIN + timedelta(minutes=5)
+    async with RevocationFeed(nats_url, LIFETIME, clock=lambda: now() + later) as feed:
+        assert feed.entries == 0
+        assert feed.position is None
+        await write(log, revoked("c", "new"))
+        await feed.wait_until_current(SECONDS)
+
+
+async def test_a_killed_server_leaves_no_gap_and_is_denied_meanwhile(tmp_path: Path) -> None:
+    """Protects revocations that happen around a crash of NATS, and says what `deny` means while it is away."""
+    async with (
+        served(tmp_path) as (server, log),
+        RevocationFeed(server.url, LIFETIME, max_staleness=timedelta(seconds=2)) as feed,
+    ):
+        await write(log, revoked("c", "g1"))
+        await until(lambda: token(feed, grant="g1"))
+        assert not token(feed, grant="g2")
+        server.kill()
+        await until(lambda: token(feed, grant="g2"))
+        assert feed.state == "stale"
+        assert feed.trouble is not None
+        server.start()
+        await until(lambda: log.is_connected)
+        await write(log, revoked("c", "g2"))
+        await until(lambda: feed.state == "fresh")
+        assert token(feed, grant="g1")
+        await until(lambda: token(feed, grant="g2"))
+        assert not token(feed, grant="g3")
+        await until(lambda: feed.trouble is None)
+
+
+async def test_allowing_when_stale_still_denies_what_is_known(tmp_path: Path) -> None:
+    """Protects availability for those who choose it, without giving back what was revoked."""
+    staleness = timedelta(milliseconds=1500)
+    async with (
+        served(tmp_path) as (server, log),
+        RevocationFeed(server.url, LIFETIME, when_stale="allow", max_staleness=staleness) as feed,
+    ):
+        await write(log, revoked("c", "g1"))
+        await until(lambda: token(feed, grant="g1"))
+        server.kill()
+        await until(lambda: feed.state == "stale")
+        assert feed.age > 1.5
+        assert token(feed, grant="g1")
+        assert not token(feed, grant="g2")
+
+
+async def test_is_revoked_takes_microseconds(feed: RevocationFeed, log: Client) -> None:
+    """Protects the latency of every call to a tool: the answer does not depend on how much was revoked."""
+    await write(log, *(revoked("c", f"g{number}") for number in range(200)))
+    await until(lambda: token(feed, grant="g199"))
+    issued_at = now().timestamp()
+    started = time.perf_counter()
+    for _ in range(10_000):
+        feed.is_revoked("c", "other", "u", issued_at)
+    took = (time.perf_counter() - started) / 10_000
+    print(f"is_revoked: {took * 1e6:.1f} us")  # noqa: T201  a figure for people
+    assert took < 1e-3
+    assert feed.entries == 200

@@ -1,0 +1,244 @@
+"""The revocations as server-sent events, over HTTP, from a real log."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import uvicorn
+from litestar import Litestar
+from nats.aio.client import Client
+
+from deploy.dev.servers import free_port
+from door import front, roles
+from grantbook import positions, subjects, wire
+from grantbook.events import ClientRegistered, Event, GrantIssued, type_of
+from grantbook.sdk.log import LogReader
+from projector.api import revocations
+from tests.sdk.given import (
+    deleted,
+    issued,
+    new_id,
+    registered,
+    resumed,
+    revoked,
+    suspended,
+    user_revoked,
+    write,
+    write_raw,
+)
+
+TOKENS = {role: roles.new_token(role, bytes([number]) * 32) for number, role in enumerate(roles.ROLES)}
+KEYRING = roles.Keyring(tuple(roles.entry(f"the-{role}", role, token) for role, token in TOKENS.items()))
+PATH = "/revocations/v1/stream"
+SECONDS = 20.0
+pytestmark = pytest.mark.timeout(60)
+
+
+class Sent(NamedTuple):
+    id: str
+    event: str
+    data: Any
+
+
+class Served(NamedTuple):
+    http: httpx.AsyncClient
+    app: Litestar
+    server: uvicorn.Server
+    log: Client
+    reader: LogReader
+
+    async def position(self, sequence: int) -> str:
+        return str(positions.Position("log", (await self.reader.state()).identity, sequence))
+
+
+@pytest.fixture
+async def served(log: Client) -> AsyncIterator[Served]:
+    async with LogReader(log, subjects.LOG) as reader:
+        app = front.litestar_app(
+            revocations.FEED_ROUTES,
+            name="test",
+            keyring=KEYRING,
+            mint_request_id=new_id,
+            lifespan=[revocations.opened_streams],
+            state={"reads": SimpleNamespace(connection=log, log=reader)},
+        )
+        port = free_port()
+        config = uvicorn.Config(app, port=port, log_config=None, access_log=False, ws="none", lifespan="on")
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve())
+        async with asyncio.timeout(SECONDS):
+            while not server.started:
+                await asyncio.sleep(0.01)
+        headers = {"Authorization": f"Bearer {TOKENS['feed']}"}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=SECONDS) as http:
+            yield Served(http, app, server, log, reader)
+            app.state.streams.close()
+        server.should_exit = True
+        await serving
+
+
+class Receiver:
+    """What a browser's `EventSource` does with the lines."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.comments = 0
+        self.last_id = ""
+        self._lines = answer.aiter_lines()
+
+    async def next(self) -> Sent:
+        """The next event. Raises `StopAsyncIteration` where the stream ended."""
+        event, data = "message", list[str]()
+        async with asyncio.timeout(SECONDS):
+            while True:
+                line = await anext(self._lines)
+                field, _, value = line.partition(": ")
+                match field:
+                    case "id":
+                        self.last_id = value
+                    case "event":
+                        event = value
+                    case "data":
+                        data.append(value)
+                    case "" if line.startswith(":"):
+                        self.comments += 1
+                    case "" if data:
+                        return Sent(self.last_id, event, json.loads("\n".join(data)))
+
+
+@contextlib.asynccontextmanager
+async def opened(served: Served, **asked: Any) -> AsyncIterator[Receiver]:
+    async with served.http.stream("GET", PATH, **asked) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        receiver = Receiver(answer)
+        async with asyncio.timeout(SECONDS):
+            assert await anext(receiver._lines) == f"retry: {revocations.RECONNECT_MILLISECONDS}"
+            field, _, receiver.last_id = (await anext(receiver._lines)).partition(": ")
+        assert field == "id"
+        yield receiver
+
+
+async def test_every_gate_is_sent_as_it_happens_and_nothing_else(served: Served) -> None:
+    """Protects token services that speak HTTP: they hear of each kind of revocation, at its position."""
+    async with opened(served) as receiver:
+        events: tuple[Event, ...] = (
+            registered("c"),
+            suspended("c"),
+            resumed("c"),
+            issued("c", "g", "u"),
+            revoked("c", "g"),
+            deleted("c"),
+            user_revoked("u"),
+        )
+        written = await write(served.log, *events)
+        for event, position in zip(events, written, strict=True):
+            if isinstance(event, ClientRegistered | GrantIssued):
+                continue
+            sent = await receiver.next()
+            assert sent.id == await served.position(position)
+            assert sent.event == sent.data["type"] == type_of(event)
+            assert sent.data["at"] == wire.rfc3339(event.at)
+
+
+async def test_without_a_position_the_past_is_not_sent(served: Served) -> None:
+    """Protects a caller that asks for what happens from now on."""
+    await write(served.log, revoked("c", "old"))
+    async with opened(served) as receiver:
+        await write(served.log, revoked("c", "new"))
+        assert (await receiver.next()).data["grant_id"] == "new"
+
+
+@pytest.mark.parametrize("how", ["header", "query", "header before query"])
+async def test_a_stream_resumes_without_a_gap(served: Served, how: str) -> None:
+    """Protects a caller whose connection broke: what happened meanwhile comes, once and in order."""
+    await write(served.log, *(revoked("c", f"g{number}") for number in range(3)))
+    async with opened(served, params={"after": await served.position(0)}) as receiver:
+        assert [(await receiver.next()).data["grant_id"] for _ in range(2)] == ["g0", "g1"]
+    await write(served.log, revoked("c", "g3"))
+    asked: dict[str, Any] = {}
+    if how.startswith("header"):
+        asked["headers"] = {"Last-Event-ID": receiver.last_id}
+    if how.endswith("query"):
+        asked["params"] = {"after": receiver.last_id if how == "query" else await served.position(0)}
+    async with opened(served, **asked) as receiver:
+        assert [(await receiver.next()).data["grant_id"] for _ in range(2)] == ["g2", "g3"]
+
+
+async def test_a_caller_that_heard_nothing_resumes_where_it_began(served: Served) -> None:
+    """Protects a caller whose connection broke before its first event."""
+    async with opened(served) as receiver:
+        start = receiver.last_id
+    await write(served.log, revoked("c", "g"))
+    async with opened(served, headers={"Last-Event-ID": start}) as receiver:
+        assert (await receiver.next()).data["grant_id"] == "g"
+
+
+@pytest.mark.parametrize("where", ["after", "Last-Event-ID"])
+@pytest.mark.parametrize("position", ["42", "log-00000000-0", "log-{identity}-99", "activity-{identity}-0", "x" * 9999])
+async def test_a_position_that_means_nothing_here_is_refused(served: Served, where: str, position: str) -> None:
+    """Protects a caller whose position is of a log that was replaced: silence would look like peace."""
+    text = position.format(identity=(await served.reader.state()).identity)
+    asked = {"params": {"after": text}} if where == "after" else {"headers": {"Last-Event-ID": text}}
+    answer = await served.http.get(PATH, **asked)  # type: ignore[arg-type]  # one of two members
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "invalid_parameter"
+    assert where in answer.json()["detail"]
+
+
+async def test_what_is_not_understood_is_sent_all_the_same(served: Served) -> None:
+    """Protects receivers that must deny what they cannot read, and their parsers from what attackers write."""
+    async with opened(served) as receiver:
+        await write_raw(served.log, subjects.client_gate("c"), "client.frozen", b'{"a":\r\n 1,\n\n"b": 2}')
+        sent = await receiver.next()
+        assert (sent.event, sent.data) == ("client.frozen", {"a": 1, "b": 2})
+        await write_raw(served.log, subjects.client_gate("c"), "client.deleted", b"\n\nevent: client.resumed\n\n")
+        sent = await receiver.next()
+        assert (sent.event, sent.data) == ("malformed", {"subject": subjects.client_gate("c")})
+
+
+async def test_a_quiet_stream_sends_comments(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects connections from proxies that close what is silent, and tells callers that all is well."""
+    monkeypatch.setattr(revocations, "COMMENT_SECONDS", 0.5)
+    async with opened(served) as receiver, asyncio.timeout(SECONDS):
+        async for line in receiver._lines:
+            if line == ": waiting":
+                break
+
+
+@pytest.mark.parametrize("role", ["admin", "idp", "auditor", "ops", None])
+async def test_only_the_role_feed_may_follow(served: Served, role: roles.Role | None) -> None:
+    """Protects what happens in the register from those who may not watch it."""
+    headers = {"Authorization": f"Bearer {TOKENS[role]}"} if role else {"Authorization": ""}
+    assert (await served.http.get(PATH, headers=headers)).status_code == (403 if role else 401)
+
+
+async def test_streams_are_bounded_and_given_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the server's memory, and callers from a bound that never lets go."""
+    monkeypatch.setattr(revocations, "MAX_STREAMS", 2)
+    async with opened(served), opened(served):
+        answer = await served.http.get(PATH)
+        assert (answer.status_code, answer.json()["code"]) == (503, "too_many_streams")
+        assert int(answer.headers["retry-after"]) > 0
+    async with asyncio.timeout(SECONDS):
+        while served.app.state.streams.count:
+            await asyncio.sleep(0.01)
+        manager = served.log.jetstream()
+        while await manager.consumers_info(subjects.LOG):
+            await asyncio.sleep(0.01)
+    async with opened(served):
+        pass
+
+
+async def test_streams_end_when_the_server_is_stopped(served: Served) -> None:
+    """Protects a restart from waiting for callers who never leave: they are let go cleanly and resume elsewhere."""
+    async with opened(served) as receiver:
+        served.app.state.streams.close()
+        served.server.should_exit = True
+        with pytest.raises(StopAsyncIteration):
+            await receiver.next()
