@@ -33,7 +33,7 @@ def up(host: str, port: int, data: Path, quiet: bool) -> None:  # noqa: FBT001  
     try:
         sys.exit(all_in_one.run(host=host, port=port, data=data, quiet=quiet))
     except (ServerFailed, all_in_one.CannotStart) as error:
-        click.secho(f"grantbook cannot start: {error}", err=True, fg="red")
+        click.secho(f"grantbook: {error}", err=True, fg="red")
         sys.exit(1)
 
 

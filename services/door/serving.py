@@ -1,6 +1,5 @@
 """How every application of the house is served: uvicorn, with our limits, and with open streams ended at the end."""
 
-import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import Final
@@ -42,8 +41,9 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
-        """As if it had been told to by a signal."""
-        self.handle_exit(signal.SIGTERM, None)
+        """End without a signal, as with one."""
+        self._on_exit()
+        self.should_exit = True
 
 
 def serve(application: Litestar, *, host: str, port: int, on_exit: Callable[[], None] = lambda: None) -> bool:

@@ -11,6 +11,7 @@ expecting the client's gate. So an enumeration that has come to the deletion its
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
@@ -96,11 +97,11 @@ class Fanout:
             await asyncio.sleep(WAIT_SECONDS)
 
     async def release(self) -> None:
-        """Let go of the lease, so that another registry need not wait for its end."""
+        """Let go of the lease, so that another registry need not wait for its end. If NATS is away, it ends by itself."""
+        ended = msgspec.json.encode(Lease(self._holder, self._now()))
         if self._lease_revision:
-            await self._bucket.put(
-                _LEASE, msgspec.json.encode(Lease(self._holder, self._now())), revision=self._lease_revision
-            )
+            with contextlib.suppress(Unavailable, AppendFailed):
+                await self._bucket.put(_LEASE, ended, revision=self._lease_revision)
 
     async def _take_lease(self) -> bool:
         entry = await self._bucket.get(_LEASE)

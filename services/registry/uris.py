@@ -31,7 +31,7 @@ NEVER_REDIRECTED_TO: Final = frozenset(
 _CHARACTERS: Final = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+\Z")
 _ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _PARTS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?[^#]*)?(#.*)?\Z")
-_HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::([1-9][0-9]{0,4}))?\Z")
+_HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^:\[\]]+)(?::([1-9][0-9]{0,4}))?\Z")
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
 _NUMERIC_LABEL: Final = re.compile(r"(?:[0-9]+|0[xX][0-9A-Fa-f]*)\Z")
@@ -84,10 +84,13 @@ def _web_host(authority: str | None) -> str:
     if match[2] is not None and int(match[2]) > MAX_PORT:
         raise UriRefused("with a port that is none")
     if host.startswith("["):
+        # Browsers show an address in its shortest form (RFC 5952). One spelled otherwise would be another host to us.
         try:
-            ipaddress.IPv6Address(host[1:-1])
+            shortest = ipaddress.IPv6Address(host[1:-1]).compressed
         except ValueError:
-            raise UriRefused("with an IPv6 address that is none") from None
+            shortest = ""
+        if host[1:-1] != shortest:
+            raise UriRefused("with an IPv6 address that is none, or is not in its shortest form")
     elif len(host) > MAX_HOST_CHARACTERS or not _NAME.match(host):
         raise UriRefused("with a host that is no domain name")
     elif _NUMERIC_LABEL.match(host.rpartition(".")[2]) and not _DOTTED_QUAD.match(host):

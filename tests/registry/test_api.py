@@ -155,7 +155,7 @@ async def test_each_path_asks_for_its_role(http: Http, method: str, path: str, r
 
 async def test_a_secret_authenticates_its_client_alone(http: Http) -> None:
     """Clients: RFC 6749 section 2.3.1; a wrong secret, another's, and a deleted client's are all `invalid_client`."""
-    mine, other = [await registered(http, token_endpoint_auth_method="client_secret_post") for _ in range(2)]  # noqa: S106
+    mine, other = [await registered(http, token_endpoint_auth_method="client_secret_post") for _ in range(2)]
 
     async def authenticate(client: str, secret: str) -> int:
         path = f"/idp/v1/clients/{client}/authenticate"

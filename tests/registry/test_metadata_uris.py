@@ -60,6 +60,8 @@ REFUSED = [
     *["https://[::1/", "https://::1/", "https://[::g]/", "https://[1.2.3.4]/", "https://[fe80::1%25eth0]/", "https://[]/"],
     *["https://0x7f.1/", "https://127.1/", "https://2130706433/", "https://0177.0.0.1/", "https://0x7f000001/", "https://1.2.3/"],
     *["https://127.0.0.1.5/", "https://127.0.0.256/", "https://127.0.0.01/", "https://a.0x1/", "https://a.1/", "https://0x/"],
+    # one address spelled otherwise than browsers show it
+    *["https://[::ffff:1.2.3.4]/", "https://[1::1.2.3.4]/", "https://[2001:db8:0:0:0:0:0:1]/", "https://[2001:db8::01]/"],
     # ports
     *["https://a.example:/", "https://a.example:0/", "https://a.example:65536/", "https://a.example:99999999999/"],
     *["https://a.example:-1/", "https://a.example:+80/", "https://a.example:8o/", "https://a.example:080/", "https://a:1:2/"],

@@ -34,7 +34,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 def replay(product: Product, *arguments: str) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-m", "grantbook.sdk.replay", "replay", *arguments],
+        [sys.executable, "-m", "grantbook.sdk.replay", *arguments],
         env=product.environment,
         capture_output=True,
         check=True,
@@ -65,7 +65,7 @@ async def test_the_story(product: Product) -> None:
             await follow(product, feed, agent, idp, admin_acts, admin_reads, auditor)
 
 
-async def follow(  # noqa: PLR0915  one story is told in one go
+async def follow(
     product: Product,
     feed: RevocationFeed,
     agent: Caller,

@@ -23,7 +23,6 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
     `on_trouble` hears, in words, of lost connections and of errors that NATS reports out of band: a permission that
     is missing shows nowhere else, the request itself just times out.
     """
-
     last_trouble = ""
 
     async def heard(what: str) -> None:

@@ -12,6 +12,7 @@ Three kinds of read, by what they may cost and what they guarantee:
 
 import asyncio
 import base64
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -113,8 +114,9 @@ class LogReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._subscription is not None and not self._connection.is_closed:
-            await self._subscription.unsubscribe()
+        if self._subscription is not None and self._connection.is_connected:
+            with contextlib.suppress(NatsError, OSError):  # lost just now: the server has forgotten it already
+                await self._subscription.unsubscribe()
 
     async def state(self) -> StreamState:
         """The stream's state. Raises `Unavailable`."""
@@ -328,7 +330,7 @@ class Follower:
         self._queue.clear()
         self._pulls.clear()
         self._broken = None
-        if subscription is None or self._connection.is_closed:
+        if subscription is None or not self._connection.is_connected:
             return
         try:
             await subscription.unsubscribe()
@@ -375,7 +377,7 @@ class Follower:
         if "error" in answer:
             reason = answer["error"].get("description")
             self.trouble = f"cannot follow {self._stream}: {reason}"
-            if subscription is not None and not self._connection.is_closed:
+            if subscription is not None and self._connection.is_connected:
                 await subscription.unsubscribe()
             await asyncio.sleep(max(0.0, min(RETRY_SECONDS, deadline - loop.time())))
             return loop.time() < deadline and await self._open(deadline)
