@@ -16,6 +16,7 @@ import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self
@@ -114,7 +115,7 @@ class LogReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._subscription is not None and self._connection.is_connected:
+        if self._subscription is not None and not self._connection.is_closed:
             with contextlib.suppress(NatsError, OSError):  # lost just now: the server has forgotten it already
                 await self._subscription.unsubscribe()
 
@@ -330,7 +331,7 @@ class Follower:
         self._queue.clear()
         self._pulls.clear()
         self._broken = None
-        if subscription is None or not self._connection.is_connected:
+        if subscription is None or self._connection.is_closed:
             return
         try:
             await subscription.unsubscribe()
@@ -367,7 +368,7 @@ class Follower:
         request = {"stream_name": self._stream, "config": config, "action": "create"}
         subscription = None
         try:
-            subscription = await self._connection.subscribe(f"{inbox}.*", cb=self._received)
+            subscription = await self._connection.subscribe(f"{inbox}.*", cb=partial(self._received, inbox))
             answer = msgspec.json.decode(
                 (await self._connection.request(subject, msgspec.json.encode(request), timeout=REQUEST_SECONDS)).data
             )
@@ -377,8 +378,9 @@ class Follower:
         if "error" in answer:
             reason = answer["error"].get("description")
             self.trouble = f"cannot follow {self._stream}: {reason}"
-            if subscription is not None and self._connection.is_connected:
-                await subscription.unsubscribe()
+            if subscription is not None and not self._connection.is_closed:
+                with contextlib.suppress(NatsError, OSError):
+                    await subscription.unsubscribe()
             await asyncio.sleep(max(0.0, min(RETRY_SECONDS, deadline - loop.time())))
             return loop.time() < deadline and await self._open(deadline)
         self._inbox, self._consumer, self._subscription = inbox, name, subscription
@@ -409,7 +411,9 @@ class Follower:
                 self._broken = f"nats: {error}"
                 return
 
-    async def _received(self, message: Msg) -> None:
+    async def _received(self, inbox: str, message: Msg) -> None:
+        if inbox != self._inbox:
+            return  # of a consumer that was thrown away while the connection was lost
         self.heard_at = asyncio.get_running_loop().time()
         status = (message.headers or {}).get("Status") if not message.reply or not message.data else None
         if status is None:
