@@ -97,14 +97,14 @@ class Service:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
-    def wait_ready(self) -> None:
-        """Wait until it says that it is ready. Raises `RuntimeError` with the end of its log."""
+    def wait_ready(self, path: str = "/readyz") -> None:
+        """Wait until it says that it is ready, or just serves (`/healthz`). Raises `RuntimeError` with its log's end."""
         until = time.monotonic() + READY_SECONDS
         while self.alive and time.monotonic() < until:
             if not self._serves:
                 return
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=1):
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=1):
                     return
             except OSError:
                 time.sleep(POLL_SECONDS)
@@ -130,12 +130,12 @@ class Service:
 
 
 @contextmanager
-def service(product: Product, room: str, command: str, *, serves: bool = True) -> Iterator[int]:
+def service(product: Product, room: str, command: str, *, serves: bool = True, until: str = "/readyz") -> Iterator[int]:
     """A service that runs for as long as this is open; its port, once it is ready."""
     it = Service(product, room, command, serves=serves)
     it.start()
     try:
-        it.wait_ready()
+        it.wait_ready(until)
         yield it.port
     finally:
         it.stop()
