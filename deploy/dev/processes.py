@@ -76,7 +76,7 @@ class Service:
     def __init__(self, product: Product, room: str, command: str, *, serves: bool = True) -> None:
         self.port = free_port()
         self._serves = serves
-        self._environment = product.environment
+        self.environment = dict(product.environment)
         self._arguments = [sys.executable, "-m", room, command, *(("--port", str(self.port)) if serves else ())]
         self._output = product.folder / f"{room}-{command}-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,7 +86,7 @@ class Service:
         with self._output.open("ab") as log:
             self._process = subprocess.Popen(
                 self._arguments,
-                env=self._environment,
+                env=self.environment,
                 stdout=log,
                 stderr=log,
                 preexec_fn=dies_with_parent(signal.SIGTERM),  # noqa: PLW1509  it calls nothing that could take a lock
@@ -98,7 +98,7 @@ class Service:
         return self._process is not None and self._process.poll() is None
 
     def wait_ready(self, path: str = "/readyz") -> None:
-        """Wait until it says that it is ready, or just serves (`/healthz`). Raises `RuntimeError` with its log's end."""
+        """Wait until it says that it is ready, or just serves (`/healthz`). Raises `RuntimeError` with its last log."""
         until = time.monotonic() + READY_SECONDS
         while self.alive and time.monotonic() < until:
             if not self._serves:

@@ -97,7 +97,7 @@ class Fanout:
             await asyncio.sleep(WAIT_SECONDS)
 
     async def release(self) -> None:
-        """Let go of the lease, so that another registry need not wait for its end. If NATS is away, it ends by itself."""
+        """Let go of the lease, so that another registry need not wait for its end. With NATS away, it ends by itself."""
         ended = msgspec.json.encode(Lease(self._holder, self._now()))
         if self._lease_revision:
             with contextlib.suppress(Unavailable, AppendFailed):

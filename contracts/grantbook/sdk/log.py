@@ -155,6 +155,7 @@ class LogReader:
             raise ValueError(message)
         if not subjects_:
             return {}
+        self._refuse_to_wait()
         number = str(next(self._numbers))
         answered: asyncio.Future[list[Raw]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = ([], answered)
@@ -213,7 +214,14 @@ class LogReader:
             _moment(found["time"]),
         )
 
+    def _refuse_to_wait(self) -> None:
+        """The client would keep a request until it is connected again, longer than anybody waits for the answer."""
+        if not self._connection.is_connected:
+            message = "not connected to NATS"
+            raise Unavailable(message)
+
     async def _ask(self, subject: str, request: dict[str, Any]) -> dict[str, Any]:
+        self._refuse_to_wait()
         try:
             answer = await self._connection.request(subject, msgspec.json.encode(request), timeout=REQUEST_SECONDS)
             decoded: dict[str, Any] = msgspec.json.decode(answer.data)

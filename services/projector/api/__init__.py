@@ -1,0 +1,1 @@
+"""The HTTP API that reads: handlers for admins and auditors."""

@@ -1,0 +1,240 @@
+"""`/admin/v1`, reading: clients, their grants, families of clients, and how far the read models are."""
+
+import asyncio
+from typing import Any, Final
+
+import structlog
+from litestar import Response, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+from msgspec import UNSET
+
+from door.problems import Problem
+from door.roles import requires
+from grantbook import subjects
+from grantbook.admin import ClientDetail, ClientPage, FamilyPage, GrantPage, ReadModelStatus, Status
+from grantbook.events import SOURCES
+from grantbook.positions import Position
+from grantbook.sdk.log import LogReader, StreamState, Unavailable
+from projector import queries
+from projector.api.parameters import (
+    DEFAULT_LIMIT,
+    AtLeast,
+    Count,
+    Cursor,
+    Limit,
+    Moment,
+    Text,
+    Texts,
+    answer,
+    moment,
+    one_of,
+    paging,
+    reading,
+    text,
+    texts,
+)
+from projector.db import ReadModel
+from projector.queries import CLIENT_SORTS, CLIENT_STATES, GRANT_SORTS, GRANT_STATES, ClientFilter
+from projector.reads import NO_IDENTITY, Reads
+
+_admin: Final = [requires("admin")]
+_TAGS: Final = ["admin: reading"]
+_log = structlog.get_logger("projector")
+
+
+@get("/admin/v1/clients", guards=_admin, tags=_TAGS)
+async def list_clients(
+    reads: NamedDependency[Reads],
+    *,
+    name: Text = None,
+    redirect_uri: Text = None,
+    redirect_host: Text = None,
+    grant_type: Texts = None,
+    source: Text = None,
+    status: FromQuery[str] = "active",
+    flag: Texts = None,
+    created_after: Moment = None,
+    created_before: Moment = None,
+    last_activity_before: Moment = None,
+    has_active_grants: FromQuery[bool | None] = None,
+    family: Text = None,
+    sort: FromQuery[str] = "-created_at",
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+    count: Count = False,
+    at_least: AtLeast = None,
+) -> Response[ClientPage]:
+    """List clients. All filters must hold; of `grant_type` and `flag`, repeated, a client must have all.
+
+    `name` is a part of the name in any case, `redirect_uri` a part of one of the redirects, and `redirect_host` the
+    host of one, or a parent domain of it. Clients that were never used count as used before any time.
+    """
+    wanted = ClientFilter(
+        name=text("name", name),
+        redirect_uri=text("redirect_uri", redirect_uri),
+        redirect_host=text("redirect_host", redirect_host),
+        grant_types=texts("grant_type", grant_type),
+        source=None if source is None else one_of("source", source, SOURCES),
+        status=one_of("status", status, CLIENT_STATES),
+        flags=texts("flag", flag),
+        created_after=moment("created_after", created_after),
+        created_before=moment("created_before", created_before),
+        last_activity_before=moment("last_activity_before", last_activity_before),
+        has_active_grants=has_active_grants,
+        family=text("family", family),
+    )
+    page = paging(reads, sort, CLIENT_SORTS, limit, cursor, count=count)
+    async with reading(reads, at_least) as seen:
+        return answer(await queries.clients(seen.connection, wanted, page), seen.position)
+
+
+@get("/admin/v1/clients/{client_id:str}", guards=_admin, tags=_TAGS)
+async def inspect_client(
+    client_id: FromPath[str], reads: NamedDependency[Reads], at_least: AtLeast = None
+) -> Response[ClientDetail]:
+    """One client, deleted ones too: its whole registration, and what happened to it, oldest first."""
+    key = subjects.token_in_path(client_id)
+    async with reading(reads, at_least) as seen:
+        client = await queries.client(seen.connection, key)
+        rows = await queries.history_of(seen.connection, key) if client is not None else []
+    if client is None:
+        raise _unknown()
+    try:
+        notes = await reads.keys.notes(queries.sealed_notes(rows))
+    except Unavailable:
+        # Who did it and why stays sealed while NATS is away; that it was done, and when, is told.
+        _log.warning("notes stay sealed: NATS does not answer")
+        notes = {}
+    told = queries.history(rows, notes, seen.position.identity)
+    return answer(_with_history(client, told), seen.position)
+
+
+@get("/admin/v1/clients/{client_id:str}/grants", guards=_admin, tags=_TAGS)
+async def list_grants_of_client(
+    client_id: FromPath[str],
+    reads: NamedDependency[Reads],
+    *,
+    status: FromQuery[str] = "active",
+    user: Text = None,
+    sort: FromQuery[str] = "-issued_at",
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+    count: Count = False,
+    at_least: AtLeast = None,
+) -> Response[GrantPage]:
+    """The grants of a client. `user` is a part of the user's name in any case, or the whole id."""
+    key = subjects.token_in_path(client_id)
+    one_of("status", status, GRANT_STATES)
+    user = text("user", user)
+    page = paging(reads, sort, GRANT_SORTS, limit, cursor, count=count)
+    async with reading(reads, at_least) as seen:
+        if not await queries.client_exists(seen.connection, key):
+            raise _unknown()
+        return answer(await queries.grants_of_client(seen.connection, key, status, user, page), seen.position)
+
+
+@get("/admin/v1/users/{user_id:str}/grants", guards=_admin, tags=_TAGS)
+async def list_grants_of_user(
+    user_id: FromPath[str],
+    reads: NamedDependency[Reads],
+    *,
+    status: FromQuery[str] = "active",
+    sort: FromQuery[str] = "-issued_at",
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+    count: Count = False,
+    at_least: AtLeast = None,
+) -> Response[GrantPage]:
+    """The grants of a user, across clients. None for a user who never granted anything."""
+    key = subjects.token_in_path(user_id)
+    one_of("status", status, GRANT_STATES)
+    page = paging(reads, sort, GRANT_SORTS, limit, cursor, count=count)
+    async with reading(reads, at_least) as seen:
+        return answer(await queries.grants_of_user(seen.connection, key, status, page), seen.position)
+
+
+@get("/admin/v1/families", guards=_admin, tags=_TAGS)
+async def list_families(
+    reads: NamedDependency[Reads],
+    *,
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+    count: Count = False,
+    at_least: AtLeast = None,
+) -> Response[FamilyPage]:
+    """Identical registrations, grouped, the largest family first. Deleted clients do not count."""
+    page = paging(reads, "-clients", ("clients",), limit, cursor, count=count)
+    async with reading(reads, at_least) as seen:
+        return answer(await queries.families(seen.connection, page), seen.position)
+
+
+@get("/admin/v1/status", guards=_admin, tags=_TAGS)
+async def show_status(reads: NamedDependency[Reads], at_least: AtLeast = None) -> Response[Status]:
+    """How far the log and the read models are, and counts over all."""
+    async with reading(reads, at_least) as seen:
+        rows = await queries.checkpoints(seen.connection)
+        totals = await queries.totals(seen.connection)
+    log, activity = await asyncio.gather(_state(reads.log), _state(reads.activity))
+    status = Status(
+        log_position=UNSET if log is None else str(Position("log", log.identity, log.last)),
+        activity_position=UNSET if activity is None else str(Position("activity", activity.identity, activity.last)),
+        read_models={
+            "log": await read_model_status(reads, "log", rows["log"], log),
+            "activity": await read_model_status(reads, "activity", rows["activity"], activity),
+        },
+        totals=totals,
+    )
+    return answer(status, seen.position)
+
+
+async def read_model_status(
+    reads: Reads, read_model: ReadModel, row: Any, stream: StreamState | None
+) -> ReadModelStatus:
+    """How far a read model is. While the log cannot be reached, nothing is known to be missing.
+
+    The lag in seconds is the age of the oldest event that was not applied.
+    """
+    applied: int = row["sequence"]
+    behind = 0 if stream is None else max(0, stream.last - max(applied, stream.first - 1))
+    seconds = 0.0
+    if behind and stream is not None:
+        reader = reads.log if read_model == "log" else reads.activity
+        try:
+            oldest = await reader.at_on_leader(max(applied + 1, stream.first))
+        except Unavailable:
+            oldest = None
+        waits_since = row["moved_at"] if oldest is None else oldest.stored_at
+        seconds = max(0.0, (reads.now() - waits_since).total_seconds())
+    return ReadModelStatus(
+        position=str(Position(read_model, row["identity"] or NO_IDENTITY, applied)),
+        lag_events=behind,
+        lag_seconds=round(seconds, 3),
+        halted=UNSET if row["halted"] is None else row["halted"],
+    )
+
+
+async def _state(reader: LogReader) -> StreamState | None:
+    try:
+        return await reader.state()
+    except Unavailable:
+        return None
+
+
+def _with_history(client: ClientDetail, told: list[Any]) -> ClientDetail:
+    client.history.extend(told)
+    return client
+
+
+def _unknown() -> Problem:
+    return Problem(404, "client_not_found", "No client was ever registered under this id.")
+
+
+ADMIN_ROUTES: Final = [
+    list_clients,
+    inspect_client,
+    list_grants_of_client,
+    list_grants_of_user,
+    list_families,
+    show_status,
+]

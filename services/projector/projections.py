@@ -1,0 +1,378 @@
+"""Events to rows: a batch is folded in the order of the log, then applied with a few set-based statements.
+
+The statements do not depend on how the log was cut into batches: a fact about something applies only where that was
+recorded before it. So a rebuild with other batches gives the same rows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Final, assert_never
+
+import msgspec
+from msgspec import Struct
+
+from grantbook import subjects, wire
+from grantbook.as_of import USER_GRANTS_REVOKED
+from grantbook.events import (
+    ActivityRecorded,
+    ClientDeleted,
+    ClientMetadata,
+    ClientMetadataChanged,
+    ClientRegistered,
+    ClientResumed,
+    ClientSuspended,
+    GrantExtended,
+    GrantIssued,
+    GrantRevoked,
+    UserGrantsRevoked,
+)
+from grantbook.lifetimes import extension_threshold
+from grantbook.sealed import Sealed
+from projector import families
+from projector.db import AnyConnection
+
+REMEMBERED_SCOPES: Final = 4_096
+
+GrantKey = tuple[str, str]
+Row = tuple[object, ...]
+
+_json: Final = msgspec.json.Encoder()
+
+
+class UnknownType(Exception):
+    """An event of a type that this version does not know. A wrong list is worse than a late one."""
+
+
+class NotOfThisLog(Exception):
+    """An event that has no place in the stream that it stands in."""
+
+
+class ClientGate(Struct, frozen=True):
+    """Whether a client is let in, from `position` on."""
+
+    position: int
+    suspended_position: int | None = None
+    deleted_position: int | None = None
+    deleted_at: datetime | None = None
+
+
+class LogBatch(Struct):
+    """What a batch of the log changes: rows by key, in the order of the log."""
+
+    events: list[Row] = []
+    clients: dict[str, Row] = {}
+    metadata: dict[str, Row] = {}
+    client_gates: dict[str, ClientGate] = {}
+    grants: dict[GrantKey, Row] = {}
+    extensions: dict[GrantKey, Row] = {}
+    revocations: dict[GrantKey, Row] = {}
+    users: dict[str, None] = {}
+    cut_offs: dict[tuple[str, int], Row] = {}
+
+
+class Use(Struct):
+    """What a batch of the activity says of the use of one grant."""
+
+    last_at: datetime
+    uses: int
+    expires_at: datetime | None
+
+
+class ActivityBatch(Struct):
+    """What a batch of the activity changes."""
+
+    grants: dict[GrantKey, Use] = {}
+    clients: dict[str, datetime] = {}
+
+
+def sealed_usernames(records: Sequence[wire.Recorded]) -> list[Sealed]:
+    """The names that the batch's rows need opened."""
+    return [each.event.username for each in records if isinstance(each.event, GrantIssued)]
+
+
+def fold(  # noqa: C901  one case an event type
+    batch: LogBatch, recorded: wire.Recorded, usernames: Mapping[Sealed, str]
+) -> None:
+    """Take the next event of the log into the batch. Raises `UnknownType` and `NotOfThisLog`."""
+    position, at, event = recorded.position, recorded.recorded_at, recorded.event
+    client = grant = user = None
+    match event:
+        case ClientRegistered():
+            client = subjects.token(event.client_id)
+            columns = _metadata_columns(event.metadata)
+            batch.clients.setdefault(
+                client, (client, _text(event.client_id), position, event.at, _text(event.source), *columns)
+            )
+        case ClientMetadataChanged():
+            client = subjects.token(event.client_id)
+            batch.metadata[client] = (client, position, *_metadata_columns(event.metadata))
+        case ClientSuspended():
+            client = subjects.token(event.client_id)
+            _fold_gate(batch, client, ClientGate(position, suspended_position=position))
+        case ClientResumed():
+            client = subjects.token(event.client_id)
+            _fold_gate(batch, client, ClientGate(position))
+        case ClientDeleted():
+            client = subjects.token(event.client_id)
+            _fold_gate(batch, client, ClientGate(position, deleted_position=position, deleted_at=at))
+        case GrantIssued():
+            client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
+            name = usernames.get(event.username)
+            batch.grants.setdefault(
+                (client, grant),
+                (
+                    client,
+                    grant,
+                    _text(event.grant_id),
+                    _text(event.client_id),
+                    user,
+                    _text(event.user_id),
+                    None if name is None else _text(name),
+                    "" if name is None else _folded(name),
+                    _array(event.scopes),
+                    position,
+                    event.at,
+                    event.expires_at,
+                    _lapse(event.expires_at, extension_threshold(event.at, event.expires_at)),
+                ),
+            )
+            batch.users[user] = None
+        case GrantExtended():
+            client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
+            lapses_at = _lapse(event.expires_at, extension_threshold(event.issued_at, event.issued_expires_at))
+            batch.extensions[client, grant] = (client, grant, position, event.expires_at, lapses_at)
+        case GrantRevoked():
+            client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
+            batch.revocations.setdefault((client, grant), (client, grant, position, at, _text(event.reason)))
+        case UserGrantsRevoked():
+            user = event.user_key
+            reason = _text(event.reason or USER_GRANTS_REVOKED)
+            batch.cut_offs[user, position] = (user, position, at, reason)
+            batch.users[user] = None
+        case ActivityRecorded():
+            message = f"position {position} of the log is activity, which has a stream of its own"
+            raise NotOfThisLog(message)
+        case wire.Unknown():
+            message = f"position {position} is a {event.type!r}, which this version does not know"
+            raise UnknownType(message)
+        case _:
+            assert_never(event)
+    batch.events.append((position, recorded.id, recorded.type, at, client, grant, user, recorded.body.decode()))
+
+
+def _fold_gate(batch: LogBatch, client: str, gate: ClientGate) -> None:
+    before = batch.client_gates.get(client)
+    if before is None or before.deleted_position is None:  # nothing follows a deletion
+        batch.client_gates[client] = gate
+
+
+def _lapse(expires_at: datetime, grace: timedelta) -> datetime:
+    """When a grant counts as expired. One that expires at the end of time never does."""
+    try:
+        return expires_at + grace
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def fold_activity(batch: ActivityBatch, recorded: wire.Recorded) -> None:
+    """Take the next event of the activity into the batch. Raises `UnknownType` and `NotOfThisLog`."""
+    event = recorded.event
+    if isinstance(event, wire.Unknown):
+        message = f"position {recorded.position} of the activity is a {event.type!r}, which this version does not know"
+        raise UnknownType(message)
+    if not isinstance(event, ActivityRecorded):
+        message = f"position {recorded.position} of the activity is a {recorded.type}, which belongs in the log"
+        raise NotOfThisLog(message)
+    for window in event.windows:
+        client, grant = subjects.token(window.client_id), subjects.token(window.grant_id)
+        use = batch.grants.get((client, grant))
+        if use is None:
+            batch.grants[client, grant] = Use(window.last_at, window.count, window.expires_at)
+        else:
+            use.last_at = max(use.last_at, window.last_at)
+            use.uses += window.count
+            if window.expires_at is not None:
+                use.expires_at = max(window.expires_at, use.expires_at or window.expires_at)
+        batch.clients[client] = max(window.last_at, batch.clients.get(client, window.last_at))
+
+
+async def apply(connection: AnyConnection, batch: LogBatch) -> None:
+    """Write what the batch changes. In a transaction, after its checkpoint was moved."""
+    await connection.execute(
+        """
+        INSERT INTO events (position, event_id, type, recorded_at, client_key, grant_key, user_key, body)
+        SELECT * FROM unnest(
+            $1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::json[])
+        """,
+        *_columns(batch.events),
+    )
+    if batch.clients:
+        await connection.execute(
+            """
+            INSERT INTO clients (client_key, client_id, registered_position, created_at, source, client_name,
+                client_name_folded, redirect_uris, redirect_domains, scope, grant_types, token_endpoint_auth_method,
+                family, flags, metadata)
+            SELECT n.client_key, n.client_id, n.position, n.created_at, n.source, n.client_name, n.folded,
+                n.redirect_uris::text[], n.redirect_domains::text[], n.scope, n.grant_types::text[], n.auth_method,
+                n.family, n.flags::text[], n.metadata
+            FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[], $6::text[], $7::text[],
+                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::json[])
+                AS n (client_key, client_id, position, created_at, source, client_name, folded, redirect_uris,
+                redirect_domains, scope, grant_types, auth_method, family, flags, metadata)
+            ON CONFLICT DO NOTHING
+            """,
+            *_columns(batch.clients.values()),
+        )
+    if batch.metadata:
+        await connection.execute(
+            """
+            UPDATE clients c SET client_name = n.client_name, client_name_folded = n.folded,
+                redirect_uris = n.redirect_uris::text[], redirect_domains = n.redirect_domains::text[], scope = n.scope,
+                grant_types = n.grant_types::text[], token_endpoint_auth_method = n.auth_method, family = n.family,
+                flags = n.flags::text[], metadata = n.metadata
+            FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                $8::text[], $9::text[], $10::text[], $11::text[], $12::json[])
+                AS n (client_key, position, client_name, folded, redirect_uris, redirect_domains, scope, grant_types,
+                auth_method, family, flags, metadata)
+            WHERE c.client_key = n.client_key AND c.registered_position < n.position
+            """,
+            *_columns(batch.metadata.values()),
+        )
+    if batch.client_gates:
+        await connection.execute(
+            """
+            UPDATE clients c SET suspended_position = n.suspended_position, deleted_position = n.deleted_position,
+                deleted_at = n.deleted_at
+            FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[])
+                AS n (client_key, position, suspended_position, deleted_position, deleted_at)
+            WHERE c.client_key = n.client_key AND c.registered_position < n.position AND c.deleted_position IS NULL
+            """,
+            *_columns(
+                (key, gate.position, gate.suspended_position, gate.deleted_position, gate.deleted_at)
+                for key, gate in batch.client_gates.items()
+            ),
+        )
+    await _apply_grants(connection, batch)
+    if batch.users:
+        await connection.execute(
+            "INSERT INTO users (user_key) SELECT * FROM unnest($1::text[]) ON CONFLICT DO NOTHING", list(batch.users)
+        )
+    if batch.cut_offs:
+        await connection.execute(
+            """
+            WITH n AS (
+                INSERT INTO cut_offs (user_key, position, recorded_at, reason)
+                SELECT * FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[])
+                RETURNING user_key, position
+            )
+            UPDATE users u SET cut_off_position = last.position
+            FROM (SELECT user_key, max(position) AS position FROM n GROUP BY user_key) last
+            WHERE u.user_key = last.user_key
+            """,
+            *_columns(batch.cut_offs.values()),
+        )
+
+
+async def _apply_grants(connection: AnyConnection, batch: LogBatch) -> None:
+    if batch.grants:
+        # An id is issued once. Should a second `issued` ever stand in the log, the first counts.
+        await connection.execute(
+            """
+            INSERT INTO grants (client_key, grant_key, grant_id, client_id, user_key, user_id, username,
+                username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at)
+            SELECT n.client_key, n.grant_key, n.grant_id, n.client_id, n.user_key, n.user_id, n.username, n.folded,
+                n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at
+            FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::text[], $10::bigint[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[])
+                AS n (client_key, grant_key, grant_id, client_id, user_key, user_id, username, folded, scopes, position,
+                issued_at, expires_at, lapses_at)
+            ON CONFLICT DO NOTHING
+            """,
+            *_columns(batch.grants.values()),
+        )
+    if batch.extensions:
+        await connection.execute(
+            """
+            UPDATE grants g SET logged_expires_at = n.expires_at, lapses_at = n.lapses_at
+            FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[])
+                AS n (client_key, grant_key, position, expires_at, lapses_at)
+            WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key AND g.issued_position < n.position
+            """,
+            *_columns(batch.extensions.values()),
+        )
+    if batch.revocations:
+        await connection.execute(
+            """
+            UPDATE grants g SET revoked_position = n.position, revoked_at = n.at, revoked_reason = n.reason
+            FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[])
+                AS n (client_key, grant_key, position, at, reason)
+            WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key AND g.issued_position < n.position
+                AND g.revoked_position IS NULL
+            """,
+            *_columns(batch.revocations.values()),
+        )
+
+
+async def apply_activity(connection: AnyConnection, batch: ActivityBatch) -> None:
+    """Write what the batch of activity changes. In a transaction, after its checkpoint was moved."""
+    if not batch.grants:
+        return
+    await connection.execute(
+        """
+        UPDATE grants g SET uses = g.uses + n.uses, last_activity_at = greatest(g.last_activity_at, n.last_at),
+            activity_expires_at = greatest(g.activity_expires_at, n.expires_at)
+        FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::timestamptz[])
+            AS n (client_key, grant_key, last_at, uses, expires_at)
+        WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key
+        """,
+        *_columns((*key, use.last_at, use.uses, use.expires_at) for key, use in batch.grants.items()),
+    )
+    await connection.execute(
+        """
+        UPDATE clients c SET last_activity_at = n.last_at
+        FROM unnest($1::text[], $2::timestamptz[]) AS n (client_key, last_at)
+        WHERE c.client_key = n.client_key AND c.last_activity_at < n.last_at
+        """,
+        *_columns(batch.clients.items()),
+    )
+
+
+def _metadata_columns(metadata: ClientMetadata) -> Row:
+    name = metadata.client_name
+    return (
+        None if name is None else _text(name),
+        "" if name is None else _folded(name),
+        _array(metadata.redirect_uris),
+        _array(families.redirect_domains(metadata)),
+        None if metadata.scope is None else _text(metadata.scope),
+        _array(metadata.grant_types),
+        _text(metadata.token_endpoint_auth_method),
+        families.family(metadata),
+        _array(families.flags(metadata)),
+        _json.encode(metadata).decode(),
+    )
+
+
+def _columns(rows: Iterable[Row]) -> list[Sequence[object]]:
+    return list(zip(*rows, strict=True))
+
+
+def _text(value: str) -> str:
+    """The value as Postgres can hold it: there is no NUL in `text`."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in value else value
+
+
+def _folded(value: str) -> str:
+    return _text(value).casefold()
+
+
+def _array(values: Sequence[str]) -> str:
+    """An array literal: `unnest` would flatten arrays of arrays, so arrays in rows travel as text."""
+    return _remembered_array(tuple(values))
+
+
+@lru_cache(maxsize=REMEMBERED_SCOPES)
+def _remembered_array(values: tuple[str, ...]) -> str:
+    quoted = (_text(each).replace("\\", "\\\\").replace('"', '\\"') for each in values)
+    return "{" + ",".join(f'"{each}"' for each in quoted) + "}"

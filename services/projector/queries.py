@@ -1,0 +1,516 @@
+"""SQL to the Structs of the read API. Pages are found by key: a row that did not change is never skipped or repeated.
+
+Of what callers send, nothing becomes SQL: sorts and states are keys of the tables here, everything else is a parameter.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, cast
+
+import asyncpg
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from grantbook import as_of, events, subjects
+from grantbook.admin import (
+    AuditEvent,
+    AuditPage,
+    ClientDetail,
+    ClientItem,
+    ClientPage,
+    FamilyItem,
+    FamilyPage,
+    GrantItem,
+    GrantPage,
+    HistoryEntry,
+    Totals,
+)
+from grantbook.positions import Position
+from grantbook.sealed import Note, Sealed
+from projector import cursors
+from projector.cursors import Place
+from projector.db import AnyConnection
+
+MAX_HISTORY: Final = 1_000
+"""Most entries of a client's history in one answer; of a longer one, the newest."""
+SORTED_CHARACTERS: Final = 200
+"""Names are sorted by so many of their characters: a cursor holds them."""
+
+Row = asyncpg.Record
+
+
+class Sort(Struct, frozen=True):
+    """What a list is sorted by: an expression without NULLs, and its type."""
+
+    expression: str
+    type: str
+
+
+CLIENT_SORTS: Final[Mapping[str, Sort]] = {
+    "created_at": Sort("c.created_at", "timestamptz"),
+    "client_name": Sort(f"left(c.client_name_folded, {SORTED_CHARACTERS})", "text"),
+    "last_activity_at": Sort("c.last_activity_at", "timestamptz"),
+    "active_grants": Sort("coalesce(a.grants, 0)", "bigint"),
+}
+CLIENT_STATES: Final[Mapping[str, str]] = {
+    "active": "c.deleted_position IS NULL AND c.suspended_position IS NULL",
+    "suspended": "c.deleted_position IS NULL AND c.suspended_position IS NOT NULL",
+    "deleted": "c.deleted_position IS NOT NULL",
+    "any": "true",
+}
+GRANT_SORTS: Final[Mapping[str, Sort]] = {
+    "issued_at": Sort("g.issued_at", "timestamptz"),
+    "last_activity_at": Sort("g.last_activity_at", "timestamptz"),
+    "expires_at": Sort("g.expires_at", "timestamptz"),
+    "username": Sort(f"left(g.username_folded, {SORTED_CHARACTERS})", "text"),
+}
+GRANT_STATES: Final[Mapping[str, str]] = {
+    "active": "g.active",
+    "suspended": "g.stands AND NOT g.active",
+    "expired": "NOT g.stands AND g.status = 'expired'",
+    "revoked": "NOT g.stands AND g.status = 'revoked'",
+    "any": "true",
+}
+_ACTIVE_OF_CLIENTS: Final = """
+    SELECT g.client_key, count(*) AS grants, count(DISTINCT g.user_key) AS users FROM grant_states g WHERE g.active
+"""
+_CLIENT_COLUMNS: Final = """
+    c.client_key, c.client_id, c.client_name, c.redirect_uris, c.scope, c.grant_types, c.token_endpoint_auth_method,
+    c.created_at, c.source, c.suspended_position, c.deleted_position,
+    nullif(c.last_activity_at, '-infinity') AS last_activity_at, c.family, c.flags
+"""
+
+
+class Paging(Struct, frozen=True):
+    """Which page of a list: `sort` is a name, with `-` in front for descending."""
+
+    sort: str
+    limit: int
+    cursor: str | None
+    count: bool
+    key: bytes
+
+
+class ClientFilter(Struct, frozen=True, kw_only=True):
+    """Which clients. Repeated values must all hold."""
+
+    name: str | None = None
+    redirect_uri: str | None = None
+    redirect_host: str | None = None
+    grant_types: Sequence[str] = ()
+    source: str | None = None
+    status: str = "active"
+    flags: Sequence[str] = ()
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    last_activity_before: datetime | None = None
+    has_active_grants: bool | None = None
+    family: str | None = None
+
+
+class EventFilter(Struct, frozen=True, kw_only=True):
+    """Which events of the log. `from_` is inclusive, `to` exclusive; both are the log's time."""
+
+    after: int = 0
+    client_id: str | None = None
+    user_id: str | None = None
+    grant_id: str | None = None
+    types: Sequence[str] = ()
+    from_: datetime | None = None
+    to: datetime | None = None
+
+
+class _Where:
+    """Conditions and the parameters that they need."""
+
+    def __init__(self) -> None:
+        self.parameters: list[object] = []
+        self._conditions: list[str] = []
+
+    def add(self, condition: str, *values: object) -> None:
+        """A condition in which each `{}` stands for a value."""
+        self._conditions.append(condition.format(*(self.parameter(each) for each in values)))
+
+    def parameter(self, value: object) -> str:
+        self.parameters.append(value)
+        return f"${len(self.parameters)}"
+
+    def __str__(self) -> str:
+        return " AND ".join(f"({each})" for each in self._conditions) or "true"
+
+
+async def clients(connection: AnyConnection, wanted: ClientFilter, paging: Paging) -> ClientPage:
+    """A page of clients. Raises `cursors.InvalidCursor`."""
+    sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
+    source = "clients c"
+    if "a.grants" in sort.expression:
+        source += f" LEFT JOIN ({_ACTIVE_OF_CLIENTS} GROUP BY g.client_key) a USING (client_key)"
+    where = _clients_where(wanted)
+    total = await _count(connection, source, where) if paging.count else UNSET
+    rows, next_cursor = await _page(
+        connection, f"clients {paging.sort}", _CLIENT_COLUMNS, source, where, sort, "c.registered_position", paging
+    )
+    active = await _active(connection, [each["client_key"] for each in rows])
+    items = [_client_item(each, active) for each in rows]
+    return ClientPage(items=items, next_cursor=next_cursor, total=total)
+
+
+async def client(connection: AnyConnection, key: str) -> ClientDetail | None:
+    """One client, but for its history. None where there never was one of this key."""
+    row = await connection.fetchrow(f"SELECT {_CLIENT_COLUMNS}, c.metadata FROM clients c WHERE c.client_key = $1", key)
+    if row is None:
+        return None
+    item = _client_item(row, await _active(connection, [key]))
+    metadata = as_of.registered_members(msgspec.json.decode(row["metadata"], type=events.ClientMetadata))
+    return ClientDetail(**msgspec.structs.asdict(item), metadata=metadata, history=[])
+
+
+async def history_of(connection: AnyConnection, key: str) -> list[Row]:
+    """What the log has about a client itself, oldest first: rows for `history`."""
+    rows = await connection.fetch(
+        """
+        SELECT position, type, body FROM events WHERE client_key = $1 AND grant_key IS NULL
+        ORDER BY position DESC LIMIT $2
+        """,
+        key,
+        MAX_HISTORY,
+    )
+    return rows[::-1]
+
+
+class _Told(Struct):
+    """What events of a client say for its history."""
+
+    at: datetime
+    by: events.Actor
+    reason: str | None = None
+    note: Sealed | None = None
+    changed: list[str] | None = None
+
+
+def sealed_notes(rows: Sequence[Row]) -> list[Sealed]:
+    """The notes that a history needs opened."""
+    return [told.note for told in map(_told, rows) if told.note is not None]
+
+
+def history(rows: Sequence[Row], notes: Mapping[Sealed, Note], identity: str) -> list[HistoryEntry]:
+    """The history that rows of `history_of` tell. What is sealed and cannot be opened is absent."""
+    return [_entry(row, _told(row), notes, identity) for row in rows]
+
+
+async def client_exists(connection: AnyConnection, key: str) -> bool:
+    """Whether there ever was a client of this key."""
+    return bool(await connection.fetchval("SELECT true FROM clients WHERE client_key = $1", key))
+
+
+async def grants_of_client(
+    connection: AnyConnection, key: str, status: str, user: str | None, paging: Paging
+) -> GrantPage:
+    """A page of a client's grants. `user` is part of a name, or a whole id. Raises `cursors.InvalidCursor`."""
+    where = _Where()
+    where.add("g.client_key = {}", key)
+    if user is not None:
+        where.add("strpos(g.username_folded, {}) > 0 OR g.user_key = {}", user.casefold(), subjects.token(user))
+    return await _grants(connection, "client", where, status, paging, across_clients=False)
+
+
+async def grants_of_user(connection: AnyConnection, key: str, status: str, paging: Paging) -> GrantPage:
+    """A page of a user's grants, across clients. Raises `cursors.InvalidCursor`."""
+    where = _Where()
+    where.add("g.user_key = {}", key)
+    return await _grants(connection, "user", where, status, paging, across_clients=True)
+
+
+async def families(connection: AnyConnection, paging: Paging) -> FamilyPage:
+    """A page of families of clients that are not deleted, the largest first. Raises `cursors.InvalidCursor`."""
+    source = """
+        (SELECT family, count(*) AS clients, min(created_at) AS first_seen_at,
+            max(greatest(created_at, last_activity_at)) AS last_seen_at, min(registered_position) AS first_position
+        FROM clients WHERE deleted_position IS NULL GROUP BY family) f
+    """
+    where = _Where()
+    total = await _count(connection, source, where) if paging.count else UNSET
+    columns = "f.family, f.clients, f.first_seen_at, f.last_seen_at, f.first_position"
+    rows, next_cursor = await _page(
+        connection, "families", columns, source, where, Sort("f.clients", "bigint"), "f.family", paging, tie_type="text"
+    )
+    names = [each["family"] for each in rows]
+    first = {
+        each["family"]: each
+        for each in await connection.fetch(
+            """
+            SELECT family, client_name, redirect_uris FROM clients
+            WHERE family = ANY($1::text[]) AND registered_position = ANY($2::bigint[])
+            """,
+            names,
+            [each["first_position"] for each in rows],
+        )
+    }
+    counted = await connection.fetch(
+        """
+        SELECT c.family, count(*) AS grants FROM clients c JOIN grant_states g USING (client_key)
+        WHERE c.family = ANY($1::text[]) AND g.active GROUP BY c.family
+        """,
+        names,
+    )
+    active: dict[str, int] = {each["family"]: each["grants"] for each in counted}
+    items = [
+        FamilyItem(
+            family=each["family"],
+            client_name=_set(first[each["family"]]["client_name"]),
+            redirect_uris=first[each["family"]]["redirect_uris"],
+            clients=each["clients"],
+            active_grants=active.get(each["family"], 0),
+            first_seen_at=each["first_seen_at"],
+            last_seen_at=each["last_seen_at"],
+        )
+        for each in rows
+    ]
+    return FamilyPage(items=items, next_cursor=next_cursor, total=total)
+
+
+async def totals(connection: AnyConnection) -> Totals:
+    """Counts over the whole register."""
+    row = await connection.fetchrow(
+        f"""
+        SELECT count(*) AS clients,
+            count(*) FILTER (WHERE {CLIENT_STATES["active"]}) AS active_clients,
+            count(*) FILTER (WHERE {CLIENT_STATES["suspended"]}) AS suspended_clients,
+            count(*) FILTER (WHERE {CLIENT_STATES["deleted"]}) AS deleted_clients,
+            (SELECT count(*) FROM grants) AS grants,
+            (SELECT count(*) FROM grant_states WHERE active) AS active_grants,
+            (SELECT count(*) FROM users) AS users
+        FROM clients c
+        """
+    )
+    assert row is not None
+    return Totals(**dict(row))
+
+
+async def checkpoints(connection: AnyConnection) -> dict[str, Row]:
+    """The row of each read model in `checkpoints`."""
+    rows = await connection.fetch("SELECT read_model, sequence, identity, moved_at, halted FROM checkpoints")
+    return {each["read_model"]: each for each in rows}
+
+
+async def audit_page(connection: AnyConnection, wanted: EventFilter, paging: Paging, identity: str) -> AuditPage:
+    """A page of events in the order of the log. Raises `cursors.InvalidCursor`."""
+    where = await _events_where(connection, wanted)
+    rows, next_cursor = await _page(
+        connection,
+        "events",
+        _EVENT_COLUMNS,
+        "events e",
+        where,
+        Sort("e.position", "bigint"),
+        "e.position",
+        paging,
+    )
+    return AuditPage(items=[audit_event(each, identity) for each in rows], next_cursor=next_cursor)
+
+
+async def audit_stretch(connection: AnyConnection, wanted: EventFilter, until: int, limit: int) -> list[Row]:
+    """The next `limit` events behind `wanted.after`, up to `until`, in the order of the log: for `audit_event`."""
+    where = await _events_where(connection, wanted)
+    where.add("e.position <= {}", until)
+    return await connection.fetch(
+        f"SELECT {_EVENT_COLUMNS} FROM events e WHERE {where} ORDER BY e.position LIMIT {where.parameter(limit)}",
+        *where.parameters,
+    )
+
+
+_EVENT_COLUMNS: Final = "e.position, e.event_id, e.type, e.recorded_at, e.body"
+
+
+def audit_event(row: Row, identity: str) -> AuditEvent:
+    """An event as auditors read it."""
+    data = msgspec.json.decode(row["body"])
+    return AuditEvent(
+        position=str(Position("log", identity, row["position"])),
+        id=row["event_id"],
+        type=row["type"],
+        recorded_at=row["recorded_at"],
+        actor=data["by"],
+        data=data,
+    )
+
+
+def _clients_where(wanted: ClientFilter) -> _Where:  # noqa: C901  one condition a filter
+    where = _Where()
+    where.add(CLIENT_STATES[wanted.status])
+    if wanted.name is not None:
+        where.add("strpos(c.client_name_folded, {}) > 0", wanted.name.casefold())
+    if wanted.redirect_uri is not None:
+        where.add("EXISTS (SELECT FROM unnest(c.redirect_uris) AS u WHERE strpos(u, {}) > 0)", wanted.redirect_uri)
+    if wanted.redirect_host is not None:
+        where.add("{} = ANY(c.redirect_domains)", wanted.redirect_host.lower().strip(".").strip("[]"))
+    if wanted.grant_types:
+        where.add("c.grant_types @> {}::text[]", list(wanted.grant_types))
+    if wanted.source is not None:
+        where.add("c.source = {}", wanted.source)
+    if wanted.flags:
+        where.add("c.flags @> {}::text[]", list(wanted.flags))
+    if wanted.created_after is not None:
+        where.add("c.created_at > {}", wanted.created_after)
+    if wanted.created_before is not None:
+        where.add("c.created_at < {}", wanted.created_before)
+    if wanted.last_activity_before is not None:
+        where.add("c.last_activity_at < {}", wanted.last_activity_before)
+    if wanted.has_active_grants is not None:
+        exists = "EXISTS (SELECT FROM grant_states g WHERE g.client_key = c.client_key AND g.active)"
+        where.add(exists if wanted.has_active_grants else f"NOT {exists}")
+    if wanted.family is not None:
+        where.add("c.family = {}", wanted.family)
+    return where
+
+
+async def _events_where(connection: AnyConnection, wanted: EventFilter) -> _Where:
+    where = _Where()
+    after = wanted.after
+    if wanted.from_ is not None:
+        # Positions are in the order of time, so the page's own index can start where the time does.
+        first = await connection.fetchval(
+            "SELECT position FROM events WHERE recorded_at >= $1 ORDER BY recorded_at, position LIMIT 1", wanted.from_
+        )
+        if first is None:
+            where.add("false")
+        else:
+            after = max(after, first - 1)
+            where.add("e.recorded_at >= {}", wanted.from_)
+    where.add("e.position > {}", after)
+    if wanted.to is not None:
+        where.add("e.recorded_at < {}", wanted.to)
+    for column, id_ in (("client", wanted.client_id), ("user", wanted.user_id), ("grant", wanted.grant_id)):
+        if id_ is not None:
+            where.add(f"e.{column}_key = {{}}", subjects.token(id_))
+    if wanted.types:
+        where.add("e.type = ANY({}::text[])", list(wanted.types))
+    return where
+
+
+async def _grants(
+    connection: AnyConnection, of: str, where: _Where, status: str, paging: Paging, *, across_clients: bool
+) -> GrantPage:
+    where.add(GRANT_STATES[status])
+    sort = GRANT_SORTS[paging.sort.removeprefix("-")]
+    source = "grant_items g"
+    total = await _count(connection, source, where) if paging.count else UNSET
+    columns = """
+        g.grant_id, g.client_id, g.client_name, g.user_id, g.username, g.scopes, g.issued_at,
+        nullif(g.last_activity_at, '-infinity') AS last_activity_at, g.expires_at, g.status, g.ended_at, g.ended_reason
+    """
+    rows, next_cursor = await _page(
+        connection, f"grants of a {of} {paging.sort}", columns, source, where, sort, "g.issued_position", paging
+    )
+    items = [
+        GrantItem(
+            grant_id=each["grant_id"],
+            client_id=each["client_id"],
+            client_name=_set(each["client_name"]) if across_clients else UNSET,
+            user_id=each["user_id"],
+            username=_set(each["username"]),
+            scopes=each["scopes"],
+            issued_at=each["issued_at"],
+            last_activity_at=_set(each["last_activity_at"]),
+            expires_at=each["expires_at"],
+            status=each["status"],
+            ended_at=_set(each["ended_at"]),
+            ended_reason=_set(each["ended_reason"]),
+        )
+        for each in rows
+    ]
+    return GrantPage(items=items, next_cursor=next_cursor, total=total)
+
+
+async def _page(
+    connection: AnyConnection,
+    order: str,
+    columns: str,
+    source: str,
+    where: _Where,
+    sort: Sort,
+    tie: str,
+    paging: Paging,
+    *,
+    tie_type: str = "bigint",
+) -> tuple[list[Row], str | UnsetType]:
+    """Rows behind the cursor, and the cursor behind them. Sorted values travel as text: exact for every type here."""
+    direction, compare = ("DESC", "<") if paging.sort.startswith("-") else ("ASC", ">")
+    if paging.cursor is not None:
+        place = cursors.decode(paging.cursor, paging.key, order=order)
+        where.add(
+            f"({sort.expression}, {tie}) {compare} ({{}}::text::{sort.type}, {{}}::text::{tie_type})",
+            place.value,
+            place.tie,
+        )
+    limit = where.parameter(paging.limit + 1)
+    rows = await connection.fetch(
+        f"""
+        SELECT {columns}, ({sort.expression})::text AS sorted_value, ({tie})::text AS sorted_tie
+        FROM {source} WHERE {where} ORDER BY {sort.expression} {direction}, {tie} {direction} LIMIT {limit}
+        """,
+        *where.parameters,
+    )
+    if len(rows) <= paging.limit:
+        return rows, UNSET
+    rows = rows[: paging.limit]
+    last = rows[-1]
+    return rows, cursors.encode(Place(order, last["sorted_value"], last["sorted_tie"]), paging.key)
+
+
+async def _count(connection: AnyConnection, source: str, where: _Where) -> int:
+    return cast("int", await connection.fetchval(f"SELECT count(*) FROM {source} WHERE {where}", *where.parameters))
+
+
+async def _active(connection: AnyConnection, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Active grants, and the users who have some, of those clients that have any."""
+    rows = await connection.fetch(
+        f"{_ACTIVE_OF_CLIENTS} AND g.client_key = ANY($1::text[]) GROUP BY g.client_key", list(keys)
+    )
+    return {each["client_key"]: (each["grants"], each["users"]) for each in rows}
+
+
+def _client_item(row: Row, active: Mapping[str, tuple[int, int]]) -> ClientItem:
+    grants, users = active.get(row["client_key"], (0, 0))
+    gate = "suspended" if row["suspended_position"] is not None else "active"
+    return ClientItem(
+        client_id=row["client_id"],
+        client_key=row["client_key"] if row["client_key"] != row["client_id"] else UNSET,
+        client_name=_set(row["client_name"]),
+        redirect_uris=row["redirect_uris"],
+        scope=_set(row["scope"]),
+        grant_types=row["grant_types"],
+        token_endpoint_auth_method=row["token_endpoint_auth_method"],
+        client_id_issued_at=int(row["created_at"].timestamp()),
+        created_at=row["created_at"],
+        source=row["source"],
+        status="deleted" if row["deleted_position"] is not None else gate,
+        active_grants=grants,
+        active_users=users,
+        last_activity_at=_set(row["last_activity_at"]),
+        family=row["family"],
+        flags=row["flags"],
+    )
+
+
+def _told(row: Row) -> _Told:
+    return msgspec.json.decode(row["body"], type=_Told)
+
+
+def _entry(row: Row, told: _Told, notes: Mapping[Sealed, Note], identity: str) -> HistoryEntry:
+    note = notes.get(told.note) if told.note is not None else None
+    actor = told.by.id or (note.by_id if note is not None else None)
+    return HistoryEntry(
+        position=str(Position("log", identity, row["position"])),
+        type=row["type"],
+        at=told.at,
+        by={"kind": told.by.kind} | ({} if actor is None else {"id": actor}),
+        reason=_set(told.reason),
+        detail=_set(note.detail) if note is not None else UNSET,
+        changed=_set(told.changed),
+    )
+
+
+def _set(value: Any) -> Any:
+    """A member's value; unset for NULL and for the empty text, which are both absent in answers."""
+    return UNSET if value is None or value == "" else value

@@ -1,0 +1,79 @@
+"""What the read API reads with, and how: one snapshot an answer, at a position that the answer says."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import asyncpg
+from msgspec import Struct
+
+from door.problems import Problem, invalid_parameter, unavailable
+from grantbook import positions
+from grantbook.positions import Position
+from grantbook.sdk.log import LogReader
+from projector import db
+from projector.applied import Applied, OtherLog
+from projector.db import AnyConnection, Pool
+from projector.keys import Keys
+
+
+class Reads(Struct, frozen=True):
+    """What routes read with. `now` is the clock (UTC); `cursor_key` authenticates cursors."""
+
+    pool: Pool
+    log: LogReader
+    activity: LogReader
+    keys: Keys
+    applied: Applied
+    cursor_key: bytes
+    now: Callable[[], datetime]
+
+
+class Snapshot(Struct, frozen=True):
+    """A connection that sees the read models at one position of the log."""
+
+    connection: AnyConnection
+    position: Position
+
+
+@asynccontextmanager
+async def snapshot(reads: Reads, at_least: str | None = None) -> AsyncIterator[Snapshot]:
+    """A snapshot of the read models, once they have applied `at_least`.
+
+    Raises `Problem`: 400 for what is no position of ours, 503 when it was not applied in time or Postgres is away.
+    """
+    if at_least is not None:
+        await _wait(reads, at_least)
+    try:
+        async with (
+            reads.pool.acquire(timeout=db.CONNECT_SECONDS) as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            checkpoint = await db.checkpoint(connection, "log")
+            yield Snapshot(connection, Position("log", checkpoint.identity or NO_IDENTITY, checkpoint.sequence))
+    except asyncpg.exceptions.InvalidCachedStatementError as error:
+        raise unavailable("The read models were made anew just now.") from error
+    except db.UNREACHABLE as error:
+        raise unavailable("Postgres cannot be reached, or has no read models yet.") from error
+
+
+NO_IDENTITY = "00000000"
+"""In positions of a read model that has not seen its log yet."""
+
+
+async def _wait(reads: Reads, at_least: str) -> None:
+    try:
+        position = positions.parse(at_least)
+    except positions.InvalidPosition as error:
+        raise invalid_parameter("at_least", str(error)) from error
+    try:
+        reached = await reads.applied.reached(position)
+    except OtherLog as error:
+        raise invalid_parameter("at_least", "a position of this log; it was made by another") from error
+    if not reached:
+        raise Problem(
+            503,
+            "not_yet_applied",
+            "The read model has not come as far as at_least says.",
+            headers={"Retry-After": "1"},
+        )

@@ -1,0 +1,378 @@
+"""Follow the log and the activity, apply them to the read models, and stop where going on would be a lie.
+
+Pulling, decoding and folding the next batch overlaps the transaction of the current one. One connection applies, and
+its session holds the projector lock. At most one batch of activity is applied for each batch of the log that waits, and
+only once the log's grants that it names are there: no flood of activity delays a revocation.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import asyncpg
+import structlog
+from msgspec import Struct
+
+from grantbook import wire
+from grantbook.sdk.log import Follower, Gap, LogReader, Raw, Unavailable, assert_dense
+from projector import db, projections
+from projector.db import Checkpoint, Connection, Moved, ReadModel
+from projector.keys import Keys
+from projector.projections import ActivityBatch, LogBatch, NotOfThisLog, UnknownType
+
+PULL_MESSAGES: Final = 1_000
+ACTIVITY_PULL_MESSAGES: Final = 20
+"""An activity event has up to 500 windows, so this is up to 10,000 of them."""
+FOLDED_AT_ONCE: Final = 100
+"""Events decoded before others in the same process get their turn."""
+WAIT_SECONDS: Final = 1.0
+"""After so long without an event the stream is checked to be the one that was followed."""
+CONFIRM_SECONDS: Final = 5.0
+"""A stream that looks shorter than what was applied must look so for this long: a new leader may need a moment."""
+RETRY_SECONDS: Final = 0.25
+HALTED_POLL_SECONDS: Final = 1.0
+
+_log = structlog.get_logger("projector")
+
+
+class Halt(Exception):
+    """The read model must not go on. Says why, and what to do."""
+
+
+class Prepared(Struct):
+    """A batch that is ready to be applied between two checkpoints."""
+
+    before: Checkpoint
+    after: Checkpoint
+    batch: LogBatch | ActivityBatch
+    needs: int
+    """Sequence of the log that must have been applied before."""
+    events: int
+
+
+async def continued(reader: LogReader, read_model: ReadModel, at: Checkpoint) -> Checkpoint:
+    """Check that the stream is the one that was applied up to `at`, which is returned with the stream's identity.
+
+    Raises `Halt`: it was replaced, or restored to an earlier time. Raises `Unavailable`.
+    """
+    deadline = asyncio.get_running_loop().time() + CONFIRM_SECONDS
+    while True:
+        state = await reader.state()
+        if not at.identity:
+            return Checkpoint(0, "", state.identity)
+        if state.identity != at.identity:
+            message = (
+                f"{reader.stream} is another stream than the one that was applied (identity {state.identity}, applied "
+                f"{at.identity}). {_WAY_OUT}"
+            )
+            raise Halt(message)
+        if at.sequence == 0:
+            return at
+        found = await reader.at_on_leader(at.sequence)
+        if found is not None and (found.headers or {}).get("ce-id", "") != at.event_id:
+            message = (
+                f"{reader.stream} has another event at position {at.sequence} than the one that was applied: it was "
+                f"restored to an earlier time, and written since. {_WAY_OUT}"
+            )
+            raise Halt(message)
+        aged_out = read_model == "activity" and state.first > at.sequence
+        if found is not None or (aged_out and state.last >= at.sequence):
+            return at
+        if asyncio.get_running_loop().time() >= deadline:
+            message = (
+                f"{reader.stream} has nothing at position {at.sequence}, which was applied; it ends at {state.last}. "
+                f"It was restored to an earlier time. {_WAY_OUT}"
+            )
+            raise Halt(message)
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+_WAY_OUT: Final = (
+    "If that was meant, make the read models anew: `python -m projector rebuild`. "
+    "Else point GRANTBOOK_NATS_URL at the right servers, and start again"
+)
+
+
+class Feed:
+    """One stream from a checkpoint on, as batches that are ready to be applied. `close` it."""
+
+    def __init__(
+        self,
+        read_model: ReadModel,
+        reader: LogReader,
+        log_reader: LogReader,
+        keys: Keys,
+        at: Checkpoint,
+        *,
+        until: int | None = None,
+    ) -> None:
+        self.at = at
+        """Where the next batch begins."""
+        self._read_model = read_model
+        self._reader = reader
+        self._log_reader = log_reader
+        self._keys = keys
+        self._until = until
+        self._follower: Follower = reader.follow(
+            at.sequence, messages=PULL_MESSAGES if read_model == "log" else ACTIVITY_PULL_MESSAGES
+        )
+        self._trouble: str | None = None
+
+    async def close(self) -> None:
+        """Let go of the consumer."""
+        await self._follower.close()
+
+    async def next(self) -> Prepared | None:
+        """The next batch, or None when nothing came for a while. Waits while NATS is away. Raises `Halt`."""
+        raws = await self._follower.next(WAIT_SECONDS)
+        if self._until is not None:
+            raws = [each for each in raws if each.sequence <= self._until]
+        self._tell_trouble(self._follower.trouble)
+        while True:
+            try:
+                return await self._prepared(raws)
+            except Unavailable as error:
+                self._tell_trouble(str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+            except UnknownType as error:
+                message = f"{error}. Run a version that does; it goes on from there"
+                raise Halt(message) from error
+            except (wire.Malformed, NotOfThisLog, Gap) as error:
+                message = (
+                    f"{error}. Only the registry may write to {self._reader.stream}: find out who else did. "
+                    "To go on, a version is needed that knows what to do with it"
+                )
+                raise Halt(message) from error
+
+    async def _prepared(self, raws: Sequence[Raw]) -> Prepared | None:
+        # The consumer may have been made anew since the last batch, on a stream that was restored meanwhile.
+        before = await continued(self._reader, self._read_model, self.at)
+        if not raws:
+            self.at = before
+            return None
+        if self._read_model == "log":
+            assert_dense(raws, before.sequence)
+            needs = 0
+            batch: LogBatch | ActivityBatch = await self._folded(raws)
+        else:
+            await self._assert_aged(raws, before)
+            # The registry knows a grant before it records its use, so by now the log has all that this names.
+            needs = (await self._log_reader.state()).last
+            batch = await self._folded_activity(raws)
+        after = Checkpoint(raws[-1].sequence, (raws[-1].headers or {}).get("ce-id", ""), before.identity)
+        self.at = after
+        return Prepared(before, after, batch, needs, len(raws))
+
+    async def _folded(self, raws: Sequence[Raw]) -> LogBatch:
+        batch = LogBatch()
+        records = []
+        for start in range(0, len(raws), FOLDED_AT_ONCE):
+            records += [each.recorded() for each in raws[start : start + FOLDED_AT_ONCE]]
+            await asyncio.sleep(0)
+        usernames = await self._keys.usernames(projections.sealed_usernames(records))
+        for start in range(0, len(records), FOLDED_AT_ONCE):
+            for each in records[start : start + FOLDED_AT_ONCE]:
+                projections.fold(batch, each, usernames)
+            await asyncio.sleep(0)
+        return batch
+
+    async def _folded_activity(self, raws: Sequence[Raw]) -> ActivityBatch:
+        batch = ActivityBatch()
+        for each in raws:
+            projections.fold_activity(batch, each.recorded())
+            await asyncio.sleep(0)
+        return batch
+
+    async def _assert_aged(self, raws: Sequence[Raw], before: Checkpoint) -> None:
+        """Activity ages out of its stream. What is missing must have aged out, and nothing else."""
+        first = raws[0].sequence
+        if first != before.sequence + 1:
+            state = await self._reader.state()
+            if state.first < first:
+                assert_dense(raws, before.sequence)
+            _log.warning("activity aged out before it was applied", after=before.sequence, first=first)
+        assert_dense(raws, first - 1)
+
+    def _tell_trouble(self, trouble: str | None) -> None:
+        if trouble != self._trouble and trouble is not None:
+            _log.warning("waiting for NATS", why=trouble)
+        self._trouble = trouble
+
+
+async def apply(connection: Connection, schema: str, read_model: ReadModel, prepared: Prepared) -> None:
+    """Apply a batch and move the checkpoint, in one transaction. Raises `Moved`, `Halt`, and Postgres' errors."""
+    try:
+        async with connection.transaction():
+            await db.share_swap_lock(connection, schema)
+            await write(connection, schema, read_model, prepared)
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+        message = (
+            f"positions {prepared.before.sequence + 1} to {prepared.after.sequence} of the {read_model} do not fit the "
+            f"read model: {error}. Nothing of them was applied; a version is needed that can"
+        )
+        raise Halt(message) from error
+
+
+async def write(connection: Connection, schema: str, read_model: ReadModel, prepared: Prepared) -> None:
+    """The statements of `apply`, for a transaction that is open."""
+    await db.move_checkpoint(connection, schema, read_model, prepared.before, prepared.after)
+    if isinstance(prepared.batch, LogBatch):
+        await projections.apply(connection, prepared.batch)
+    else:
+        await projections.apply_activity(connection, prepared.batch)
+
+
+class Sources(Struct, frozen=True):
+    """Where a projector reads from: the two streams, and the keys of people."""
+
+    log: LogReader
+    activity: LogReader
+    keys: Keys
+
+    def reader(self, read_model: ReadModel) -> LogReader:
+        """The reader of the stream that the read model is made from."""
+        return self.log if read_model == "log" else self.activity
+
+    def feed(self, read_model: ReadModel, at: Checkpoint, *, until: int | None = None) -> Feed:
+        """A feed of one of the two."""
+        return Feed(read_model, self.reader(read_model), self.log, self.keys, at, until=until)
+
+
+class Lane:
+    """One read model of a running projector: what it follows, what it has ready, or why it stands still."""
+
+    def __init__(self, read_model: ReadModel, connection: Connection, schema: str, sources: Sources) -> None:
+        self.read_model: ReadModel = read_model
+        self.applied = Checkpoint(0, "", "")
+        self.ready: Prepared | None = None
+        self.task: asyncio.Task[Prepared | None] | None = None
+        self._connection = connection
+        self._schema = schema
+        self._sources = sources
+        self._feed: Feed | None = None
+        self._halted = False
+
+    async def start(self) -> None:
+        """Begin, or begin again, from the checkpoint that is stored."""
+        await self.stop()
+        self.ready, self._halted = None, False
+        self.applied = await db.checkpoint(self._connection, self.read_model)
+        await db.write_halted(self._connection, self.read_model, None)
+        if not self.applied.identity:
+            # An empty read model knows which stream it is of before it has applied anything.
+            self.applied = await self._identified()
+        self._feed = self._sources.feed(self.read_model, self.applied)
+        self._prepare_next()
+
+    async def stop(self) -> None:
+        """Let go of what is under way."""
+        task, self.task = self.task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            await feed.close()
+
+    async def collect(self) -> None:
+        """Take what the task has come to, and start the next."""
+        if self.task is None or not self.task.done() or self.ready is not None:
+            return
+        if self._halted:
+            # A rebuild may have put other read models here, from which it goes on.
+            if await db.checkpoint(self._connection, self.read_model) != self.applied:
+                await self.start()
+            else:
+                self._wait_halted()
+            return
+        try:
+            self.ready = self.task.result()
+        except Halt as halt:
+            await self.halt(str(halt))
+        except Exception as error:  # noqa: BLE001  what is not understood must not be skipped, and not be retried for ever
+            _log.exception("cannot go on", read_model=self.read_model)
+            await self.halt(f"unexpected {type(error).__name__} after position {self.applied.sequence}: see the logs")
+        else:
+            self._prepare_next()
+
+    async def halt(self, reason: str) -> None:
+        """Stand still, and say why where all can read it."""
+        await self.stop()
+        self.ready, self._halted = None, True
+        _log.error("halted", read_model=self.read_model, reason=reason)
+        await db.write_halted(self._connection, self.read_model, reason)
+        self._wait_halted()
+
+    async def _identified(self) -> Checkpoint:
+        named = await continued(self._sources.reader(self.read_model), self.read_model, self.applied)
+        async with self._connection.transaction():
+            await db.share_swap_lock(self._connection, self._schema)
+            await db.move_checkpoint(self._connection, self._schema, self.read_model, self.applied, named)
+        return named
+
+    def _prepare_next(self) -> None:
+        assert self._feed is not None
+        self.task = asyncio.create_task(self._feed.next(), name=f"next of the {self.read_model}")
+
+    def _wait_halted(self) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(HALTED_POLL_SECONDS)
+
+        self.task = asyncio.create_task(wait(), name=f"halted {self.read_model}")
+
+
+async def project(database_url: str, sources: Sources, *, schema: str = db.SCHEMA) -> None:
+    """Keep the read models up with the log, through restarts of Postgres and NATS. Ends by being cancelled."""
+    while True:
+        try:
+            await _session(database_url, sources, schema)
+        except Moved:
+            _log.info("the read models were moved; going on from where they are now")
+            continue
+        except Unavailable as error:
+            _log.warning("waiting for NATS", why=str(error))
+        except (*db.UNREACHABLE, asyncpg.PostgresError) as error:
+            _log.warning("waiting for Postgres", why=str(error) or type(error).__name__)
+        except Exception:  # noqa: BLE001  logged whole; the checkpoint makes it safe to begin again
+            _log.exception("the projector failed; it begins again from its checkpoint")
+        await asyncio.sleep(db.RETRY_SECONDS)
+
+
+async def _session(database_url: str, sources: Sources, schema: str) -> None:
+    """Project on one connection, until it breaks."""
+    connection = await db.connect(database_url, schema, name="grantbook projector")
+    try:
+        await db.take_projector_lock(connection, schema)
+        await db.ensure_schema(connection, schema)
+        log = Lane("log", connection, schema, sources)
+        activity = Lane("activity", connection, schema, sources)
+        try:
+            await log.start()
+            await activity.start()
+            _log.info("projecting", schema=schema, log=log.applied.sequence, activity=activity.applied.sequence)
+            while True:
+                await _step(connection, schema, log, activity)
+        finally:
+            await log.stop()
+            await activity.stop()
+    finally:
+        connection.terminate()
+
+
+async def _step(connection: Connection, schema: str, log: Lane, activity: Lane) -> None:
+    """Wait for something to apply, and apply it: the log first, then at most one batch of activity."""
+    await asyncio.wait(
+        [each.task for each in (log, activity) if each.task is not None and each.ready is None],
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    for lane in (log, activity):
+        await lane.collect()
+        prepared = lane.ready
+        if prepared is None or prepared.needs > log.applied.sequence:
+            continue
+        try:
+            await apply(connection, schema, lane.read_model, prepared)
+        except Halt as halt:
+            await lane.halt(str(halt))
+        else:
+            lane.applied, lane.ready = prepared.after, None

@@ -1,0 +1,159 @@
+-- The read models: a cache of the log, that any day can be dropped and made anew from it. No name here says its schema:
+-- the schema is named by the SHA-256 of this file, so a change here makes the read models anew, beside the old ones.
+--
+-- The log's text may hold characters that `text` cannot (NUL); `json` keeps them escaped, where `jsonb` would refuse.
+
+CREATE TABLE clients (
+    client_key text PRIMARY KEY,
+    client_id text NOT NULL,
+    registered_position bigint NOT NULL,
+    created_at timestamptz NOT NULL,
+    source text NOT NULL,
+    client_name text,
+    -- Case-folded by the projector: what `lower` does depends on the database's locale. '' where there is no name.
+    client_name_folded text NOT NULL,
+    redirect_uris text[] NOT NULL,
+    -- The redirects' hosts and all of their parent domains.
+    redirect_domains text[] NOT NULL,
+    scope text,
+    grant_types text[] NOT NULL,
+    token_endpoint_auth_method text NOT NULL,
+    family text NOT NULL,
+    flags text[] NOT NULL,
+    metadata json NOT NULL,
+    -- The gate. A deletion stays for ever; a suspension until the client is resumed.
+    suspended_position bigint,
+    deleted_position bigint,
+    deleted_at timestamptz,
+    -- From the activity. Never used: '-infinity', so that it can be sorted by.
+    last_activity_at timestamptz NOT NULL DEFAULT '-infinity'
+) WITH (fillfactor = 80);
+CREATE INDEX clients_by_created_at ON clients (created_at, registered_position);
+CREATE INDEX clients_by_name ON clients (client_name_folded, registered_position);
+CREATE INDEX clients_by_family ON clients (family);
+
+-- Room on each page, and no index on what activity and revocations change: those updates stay on their page.
+CREATE TABLE grants (
+    client_key text NOT NULL,
+    grant_key text NOT NULL,
+    grant_id text NOT NULL,
+    client_id text NOT NULL,
+    user_key text NOT NULL,
+    user_id text NOT NULL,
+    -- NULL, and '' folded, where the user was erased.
+    username text,
+    username_folded text NOT NULL,
+    scopes text[] NOT NULL,
+    issued_position bigint NOT NULL,
+    issued_at timestamptz NOT NULL,
+    logged_expires_at timestamptz NOT NULL,
+    -- Small refreshes are not in the log, so a grant counts as expired only from here on.
+    lapses_at timestamptz NOT NULL,
+    revoked_position bigint,
+    revoked_at timestamptz,
+    revoked_reason text,
+    -- From the activity.
+    last_activity_at timestamptz NOT NULL DEFAULT '-infinity',
+    activity_expires_at timestamptz,
+    uses bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (client_key, grant_key)
+) WITH (fillfactor = 80);
+CREATE INDEX grants_of_clients ON grants (client_key, issued_at, issued_position);
+CREATE INDEX grants_of_users ON grants (user_key, issued_at, issued_position);
+
+CREATE TABLE users (
+    user_key text PRIMARY KEY,
+    -- The last cut-off: 0 where there was none.
+    cut_off_position bigint NOT NULL DEFAULT 0
+);
+
+CREATE TABLE cut_offs (
+    user_key text NOT NULL,
+    position bigint NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    reason text NOT NULL,
+    PRIMARY KEY (user_key, position)
+);
+
+CREATE TABLE events (
+    position bigint PRIMARY KEY,
+    event_id text NOT NULL,
+    type text NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    client_key text,
+    grant_key text,
+    user_key text,
+    body json NOT NULL
+);
+CREATE INDEX events_by_time ON events (recorded_at, position);
+CREATE INDEX events_of_clients ON events (client_key, position) WHERE client_key IS NOT NULL;
+CREATE INDEX events_of_clients_alone ON events (client_key, position) WHERE grant_key IS NULL;
+CREATE INDEX events_of_grants ON events (grant_key, position) WHERE grant_key IS NOT NULL;
+CREATE INDEX events_of_users ON events (user_key, position) WHERE user_key IS NOT NULL;
+
+-- How far each read model is, moved in the transaction that applies what it counts. `identity` is the stream's.
+CREATE TABLE checkpoints (
+    read_model text PRIMARY KEY,
+    sequence bigint NOT NULL DEFAULT 0,
+    event_id text NOT NULL DEFAULT '',
+    identity text NOT NULL DEFAULT '',
+    moved_at timestamptz NOT NULL DEFAULT now(),
+    halted text
+) WITH (fillfactor = 10);
+INSERT INTO checkpoints (read_model) VALUES ('log'), ('activity');
+
+CREATE TYPE ending AS (at timestamptz, reason text);
+
+-- What a grant is *now*: computed here and nowhere else, from its own gate, its client's, its user's, and the time.
+-- Deleting a client with a million grants changes one row of `clients`.
+CREATE VIEW grant_states AS
+SELECT
+    g.*,
+    c.client_name,
+    least(greatest(g.logged_expires_at, g.activity_expires_at), g.lapses_at) AS expires_at,
+    s.stands,
+    s.stands AND c.suspended_position IS NULL AS active,
+    CASE
+        WHEN NOT s.stands THEN
+            -- The earliest fact that ended it, by the log's time; of two at once the first in the log.
+            (SELECT (f.at, f.reason)::ending
+            FROM (
+                SELECT g.revoked_at, g.revoked_at, g.revoked_position, g.revoked_reason
+                WHERE g.revoked_position IS NOT NULL
+                UNION ALL
+                SELECT c.deleted_at, c.deleted_at, c.deleted_position, 'client_deleted'
+                WHERE c.deleted_position IS NOT NULL
+                UNION ALL
+                SELECT k.recorded_at, k.recorded_at, k.position, k.reason
+                FROM cut_offs k
+                WHERE k.user_key = g.user_key AND k.position > g.issued_position
+                UNION ALL
+                SELECT g.lapses_at, least(greatest(g.logged_expires_at, g.activity_expires_at), g.lapses_at), NULL, 'expired'
+                WHERE g.lapses_at <= now()
+            ) AS f (since, at, position, reason)
+            ORDER BY f.since, f.position NULLS LAST
+            LIMIT 1)
+    END AS ending
+FROM grants g
+JOIN clients c USING (client_key)
+LEFT JOIN users u USING (user_key)
+CROSS JOIN LATERAL (
+    SELECT
+        g.revoked_position IS NULL
+        AND c.deleted_position IS NULL
+        AND coalesce(u.cut_off_position, 0) < g.issued_position
+        AND g.lapses_at > now() AS stands
+) s;
+
+CREATE VIEW grant_items AS
+SELECT
+    *,
+    CASE
+        WHEN active THEN 'active'
+        WHEN stands THEN 'suspended'
+        WHEN (ending).reason = 'expired' THEN 'expired'
+        ELSE 'revoked'
+    END AS status,
+    (ending).at AS ended_at,
+    (ending).reason AS ended_reason
+FROM grant_states;
