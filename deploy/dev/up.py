@@ -172,7 +172,7 @@ async def _ensure_streams(nats_url: str, data: Path) -> None:
         room = shutil.disk_usage(data).free // DISK_SHARE_OF_LOG
         await streams.ensure(nats, log_max_bytes=min(MAX_LOG_BYTES, room))
     finally:
-        await nats.close()
+        await connection.close(nats)
 
 
 def _keep(data: Path) -> Kept:

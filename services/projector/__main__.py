@@ -177,7 +177,10 @@ def _progress(doing: str) -> Iterator[verify.Told]:
         TimeRemainingColumn(),
     )
     # Measured over a minute: a rate that jumps with each batch tells nothing.
-    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=60) as shown:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, speed_estimate_period=60, disable=not console.is_terminal
+    ) as shown:
         task = shown.add_task("", total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)
 

@@ -61,12 +61,15 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
 @asynccontextmanager
 async def connected(settings: Settings, *, name: str) -> AsyncIterator[Client]:
     """A connection to NATS. Raises `db.NotReached`."""
+    closing = False
+
+    def tell(what: str) -> None:
+        if not closing:
+            _log.warning("nats", what=what)
 
     async def attempt() -> Client:
         try:
-            return await connection.connect(
-                settings.nats_url, name=name, on_trouble=lambda what: _log.warning("nats", what=what)
-            )
+            return await connection.connect(settings.nats_url, name=name, on_trouble=tell)
         except NatsError as error:
             raise ConnectionError(str(error) or type(error).__name__) from error
 
@@ -74,7 +77,8 @@ async def connected(settings: Settings, *, name: str) -> AsyncIterator[Client]:
     try:
         yield client
     finally:
-        await client.close()
+        closing = True
+        await connection.close(client)
 
 
 @asynccontextmanager

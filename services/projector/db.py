@@ -1,8 +1,8 @@
 """Postgres: connections, the schema named by its hash, checkpoints, and the two locks.
 
 - The *projector lock* is held by the session of the one projector that applies; a standby waits for it.
-- The *swap lock* is taken, shared, by each transaction that applies, and alone by `rebuild` and `verify` while they
-  bring what they built to the same positions. So nothing is applied to a schema that is being renamed.
+- The *swap lock* is taken, shared, by each transaction that applies or reads, and alone by `rebuild` and `verify` while
+  they bring what they built to the same positions. So nobody uses a schema that is being renamed.
 """
 
 import asyncio
@@ -41,6 +41,9 @@ COMMAND_SECONDS: Final = 60.0
 START_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 0.5
 POOL_CONNECTIONS: Final = 10
+SWAP_WAIT_MILLISECONDS: Final = 1_000
+DROP_WAIT_MILLISECONDS: Final = 100
+"""Well below Postgres' `deadlock_timeout`: it is the one that drops who gives way, not a reader."""
 
 _SQL_META: Final = f"""
 CREATE SCHEMA IF NOT EXISTS {META_SCHEMA};
@@ -151,8 +154,16 @@ async def ensure_schema(connection: AnyConnection, schema: str) -> None:
 
 
 async def drop_schema(connection: AnyConnection, schema: str) -> None:
-    """Drop a schema and all that is in it, if it is there."""
-    await connection.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+    """Drop a schema with all that is in it, if it is there: once nobody uses it, and making nobody wait for long."""
+    while True:
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {DROP_WAIT_MILLISECONDS}")
+                await connection.execute(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE')
+        except asyncpg.exceptions.LockNotAvailableError:
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return
 
 
 async def cursor_key(connection: AnyConnection) -> bytes:
@@ -176,9 +187,38 @@ async def share_swap_lock(connection: AnyConnection, schema: str) -> None:
     await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", lock_key("swap", schema))
 
 
-async def take_swap_lock(connection: AnyConnection, schema: str) -> None:
-    """In a transaction: keep everyone else from applying to the schema until it ends."""
-    await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("swap", schema))
+async def share_swap_lock_to_read(connection: AnyConnection, schema: str) -> None:
+    """Before a transaction that reads: keep the schema's name on what it is on, until the pool has the connection back.
+
+    In the transaction it would come too late: what that sees is fixed by its first statement, names are not.
+    """
+    await connection.execute("SELECT pg_advisory_lock_shared($1)", lock_key("swap", schema))
+
+
+@asynccontextmanager
+async def alone(connection: AnyConnection, schema: str) -> AsyncIterator[None]:
+    """A transaction during which nobody else applies to the schema, or reads it.
+
+    Whoever comes waits while this waits, so it waits shortly, and tries again.
+    """
+    while True:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await connection.execute(f"SET LOCAL lock_timeout = {SWAP_WAIT_MILLISECONDS}")
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_key("swap", schema))
+            await connection.execute("SET LOCAL lock_timeout = 0")
+        except asyncpg.exceptions.LockNotAvailableError:
+            await transaction.rollback()
+            await asyncio.sleep(RETRY_SECONDS)
+            continue
+        try:
+            yield
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await transaction.commit()
+        return
 
 
 async def checkpoint(connection: AnyConnection, read_model: ReadModel) -> Checkpoint:

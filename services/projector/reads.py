@@ -45,12 +45,11 @@ async def snapshot(reads: Reads, at_least: str | None = None) -> AsyncIterator[S
     if at_least is not None:
         await _wait(reads, at_least)
     try:
-        async with (
-            reads.pool.acquire(timeout=db.CONNECT_SECONDS) as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            checkpoint = await db.checkpoint(connection, "log")
-            yield Snapshot(connection, Position("log", checkpoint.identity or NO_IDENTITY, checkpoint.sequence))
+        async with reads.pool.acquire(timeout=db.CONNECT_SECONDS) as connection:
+            await db.share_swap_lock_to_read(connection, db.SCHEMA)  # the pool's reset lets go of it
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                checkpoint = await db.checkpoint(connection, "log")
+                yield Snapshot(connection, Position("log", checkpoint.identity or NO_IDENTITY, checkpoint.sequence))
     except asyncpg.exceptions.InvalidCachedStatementError as error:
         raise unavailable("The read models were made anew just now.") from error
     except db.UNREACHABLE as error:

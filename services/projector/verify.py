@@ -79,8 +79,8 @@ async def workplace(database_url: str, sources: Sources, purpose: Purpose, schem
     beside = f"{schema}_{purpose}"
     live = await db.connect(database_url, schema, name=f"grantbook {purpose}")
     try:
-        if not await live.fetchval("SELECT pg_try_advisory_lock($1)", db.lock_key(purpose, schema)):
-            message = f"another {purpose} runs: wait until it has ended"
+        if not await live.fetchval("SELECT pg_try_advisory_lock($1)", db.lock_key("workplace", schema)):
+            message = "another rebuild or verify runs: wait until it has ended"
             raise Busy(message)
         await db.ensure_schema(live, schema)
         await db.drop_schema(live, beside)
@@ -102,17 +102,15 @@ async def rebuild(database_url: str, sources: Sources, told: Told, *, schema: st
     async with workplace(database_url, sources, "rebuild", schema) as place:
         while await _behind_head(place) > CLOSE_EVENTS:
             await _catch_up(place, await _heads(sources), told)
-        async with place.live.transaction():
-            await db.take_swap_lock(place.live, schema)
+        old = f"{schema}_old"
+        await db.drop_schema(place.live, old)
+        async with db.alone(place.live, schema):
             # Nobody who has read at a position may find himself before it: the new ones are at least as far.
             await _catch_up(place, await _heads(sources), told)
             reached = await db.checkpoint(place.builder, "log")
-            old = f"{schema}_old"
-            await db.drop_schema(place.live, old)
             await place.live.execute(f'ALTER SCHEMA "{schema}" RENAME TO "{old}"')
             await place.live.execute(f'ALTER SCHEMA "{place.beside}" RENAME TO "{schema}"')
             await place.live.execute("SELECT pg_notify($1, $2)", db.CHANNEL, db.notice(schema, "log", reached))
-        # Waits for those who still read the old ones; whoever comes now finds the new.
         await db.drop_schema(place.live, old)
         return reached
 
@@ -132,8 +130,7 @@ async def verify(database_url: str, sources: Sources, told: Told, *, schema: str
             snapshot = await db.connect(database_url, schema, name="grantbook verify compare")
             try:
                 async with snapshot.transaction(isolation="repeatable_read", readonly=True):
-                    async with place.live.transaction():
-                        await db.take_swap_lock(place.live, schema)
+                    async with db.alone(place.live, schema):
                         await _catch_up(place, await _live(place), told)
                         log = await db.checkpoint(snapshot, "log")  # what the snapshot sees is fixed from here on
                         activity = await db.checkpoint(snapshot, "activity")

@@ -66,7 +66,7 @@ def ensure_streams(replicas: str, log_max_bytes: int, rebuild_feed: bool) -> Non
                 click.echo("made the revocation feed anew")
             return await streams.ensure(nats, replicas=int(replicas), log_max_bytes=log_max_bytes)
         finally:
-            await nats.close()
+            await connection.close(nats)
 
     try:
         made = asyncio.run(ensure())

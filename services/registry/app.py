@@ -104,7 +104,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         nats = await connection.connect(
             settings.nats_url, name="grantbook registry", on_trouble=lambda what: _log.warning("nats", what=what)
         )
-        stack.push_async_callback(nats.close)
+        stack.push_async_callback(connection.close, nats)
         await streams.check(nats)
         reader = await stack.enter_async_context(LogReader(nats, subjects.LOG))
         activity_reader = await stack.enter_async_context(LogReader(nats, subjects.ACTIVITY))

@@ -15,7 +15,15 @@ from deploy.dev.servers import ServerFailed, postgres_server
 
 PASSWORD = "it's a p@ss/word"
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+PROGRAM = servers._postgres_binary("postgres")
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
+    pytest.mark.skipif(
+        not all(folder.stat().st_mode & 0o001 for folder in PROGRAM.parents),
+        reason="nobody may not enter the folder of this checkout",
+    ),
+]
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """One way to connect to NATS, with the traps of the client closed."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 import nats
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
 CONNECT_SECONDS: Final = 2.0
 FIRST_CONNECT_SECONDS: Final = 10.0
@@ -23,6 +25,7 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
     `on_trouble` hears, in words, of lost connections and of errors that NATS reports out of band: a permission that
     is missing shows nowhere else, the request itself just times out.
     """
+    client: Client | None = None
     last_trouble = ""
 
     async def heard(what: str) -> None:
@@ -35,7 +38,8 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         await heard(f"nats: {str(error) or type(error).__name__}")
 
     async def on_disconnect() -> None:
-        await heard("nats: disconnected")
+        if client is None or not client.is_closed:
+            await heard("nats: disconnected")
 
     connecting = nats.connect(
         url.split(","),
@@ -50,10 +54,17 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         disconnected_cb=on_disconnect,
     )
     try:
-        return await asyncio.wait_for(connecting, FIRST_CONNECT_SECONDS)
+        client = await asyncio.wait_for(connecting, FIRST_CONNECT_SECONDS)
     except TimeoutError as error:
         message = f"no connection to NATS at {without_password(url)} within {FIRST_CONNECT_SECONDS:g} s: {last_trouble}"
         raise TimeoutError(message) from error
+    return client
+
+
+async def close(client: Client) -> None:
+    """Close a connection, lost or not: the client raises when the server went first."""
+    with contextlib.suppress(NatsError, OSError):
+        await client.close()
 
 
 def without_password(url: str) -> str:

@@ -20,7 +20,7 @@ from nats.errors import Error as NatsError
 from grantbook import as_of, positions, subjects, wire
 from grantbook.admin import ClientAsOf
 from grantbook.events import EVENT_TYPES, ActivityRecorded
-from grantbook.sdk.connection import connect, without_password
+from grantbook.sdk.connection import close, connect, without_password
 from grantbook.sdk.lines import COLUMNS, as_columns, as_json, event_line, malformed_line, position_of, shown
 from grantbook.sdk.log import Gap, LogReader, Raw, StreamState, Unavailable, assert_dense
 from grantbook.sdk.reading import before, client_as_of, stretch
@@ -398,8 +398,7 @@ async def _connected(url: str) -> AsyncIterator[Client]:
     try:
         yield connection
     finally:
-        with contextlib.suppress(OSError):
-            await connection.close()
+        await close(connection)
 
 
 async def _replay(url: str, wanted: Wanted, *, in_columns: bool) -> int:

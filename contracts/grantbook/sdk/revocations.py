@@ -14,7 +14,6 @@ client, a grant, a user) is denied, and the event is counted.
 """
 
 import asyncio
-import contextlib
 import math
 import time
 from collections import deque
@@ -39,7 +38,7 @@ from grantbook.events import (
     GrantRevoked,
     UserGrantsRevoked,
 )
-from grantbook.sdk.connection import connect
+from grantbook.sdk.connection import close, connect
 from grantbook.sdk.log import Follower, LogReader, Raw, StreamState, Unavailable
 from grantbook.sdk.reading import before
 
@@ -325,8 +324,7 @@ class RevocationFeed:
             following.cancel()
             await asyncio.wait((following,))
         if connection is not None:
-            with contextlib.suppress(OSError):  # the server is gone already
-                await connection.close()
+            await close(connection)
 
     def _ended(self, following: asyncio.Task[None]) -> None:
         if not following.cancelled():
