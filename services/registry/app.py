@@ -86,6 +86,8 @@ class Running:
                 state = await self.register.log.reader.state()
             except Unavailable:
                 pass  # readiness says so; what we knew of the log's size still holds
+            except Exception:  # noqa: BLE001  whatever a server answers, the watch goes on
+                _log.exception("cannot read the log's state")
             else:
                 self.log_share = state.stored_bytes / state.max_bytes if state.max_bytes > 0 else 0.0
                 self.register.log.only_gates = self.log_share >= streams.FULL_SHARE

@@ -12,7 +12,7 @@ expecting the client's gate. So an enumeration that has come to the deletion its
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -27,7 +27,7 @@ from registry import grants
 from registry.buckets import Bucket
 from registry.clients import Intent
 from registry.commit import AppendFailed
-from registry.store import Contended, Log, LogFull
+from registry.store import Contended, Log, LogFull, WrittenByNewer
 
 PAGE_GRANTS: Final = 500
 PACE_PER_SECOND: Final = 12_000
@@ -35,6 +35,7 @@ PACE_PER_SECOND: Final = 12_000
 LEASE_SECONDS: Final = 5.0
 RENEW_SECONDS: Final = 1.0
 WAIT_SECONDS: Final = 1.0
+MAX_TRIES: Final = 10
 _LEASE: Final = "lease"
 _CHECKPOINT: Final = "checkpoint"
 
@@ -92,12 +93,15 @@ class Fanout:
             except (Unavailable, AppendFailed, Contended, LogFull, LeaseLost) as error:
                 self.trouble = f"{type(error).__name__}: {error}"
                 _log.warning("fan-out waits", reason=self.trouble)
+            except Exception as error:  # noqa: BLE001  readiness warns; a grant that it cannot read is never skipped
+                self.trouble = f"{type(error).__name__}: {error}"
+                _log.exception("fan-out cannot go on")
             finally:
                 self.holding = False
             await asyncio.sleep(WAIT_SECONDS)
 
     async def release(self) -> None:
-        """Let go of the lease, so that another registry need not wait for its end. With NATS away, it ends by itself."""
+        """Let go of the lease, so that another registry need not wait. With NATS away, it ends by itself."""
         ended = msgspec.json.encode(Lease(self._holder, self._now()))
         if self._lease_revision:
             with contextlib.suppress(Unavailable, AppendFailed):
@@ -187,12 +191,21 @@ class Fanout:
                 continue
             recorded = raw.recorded()
             if isinstance(recorded.event, wire.Unknown):
-                continue
+                raise WrittenByNewer(recorded.type)
             grant = grants.evolve(recorded.event, recorded.position, None)
             if grant is None or grant.has_lapsed(deletion.recorded_at):
                 continue  # it had ended by itself
             event = grants.revoke(grants.Holding(client=None, grant=grant), intent, caused_by=deletion.id)
             if event is not None:
                 events.append(event)
-        await self._log.record_all(events)
-        return len(events)
+        left: Sequence[GrantRevoked] = events
+        for _ in range(MAX_TRIES):
+            stored = await self._log.record_all(left)
+            left = [event for event, position in zip(left, stored, strict=True) if position is None]
+            if not left:
+                return len(events)
+            # Somebody else was about to end these. If it came to nothing, it is still for us to do.
+            ended = await self._reader.last_on_leader([wire.subject_of(event) for event in left])
+            left = [event for event in left if wire.subject_of(event) not in ended]
+        message = f"{len(left)} grants are being ended by somebody who does not come to it"
+        raise Contended(message)

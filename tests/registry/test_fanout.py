@@ -118,6 +118,23 @@ async def test_one_registry_at_a_time_does_it(nats: Client, log: Log, reader: Lo
     assert len(revocations(recorded)) == 50
 
 
+async def test_a_grant_that_it_cannot_read_is_waited_for_and_not_skipped(
+    nats: Client, log: Log, reader: LogReader
+) -> None:
+    """Auditors: an old registry leaves a deletion unfinished, and says so, where a newer one wrote."""
+    await given_grants(log, "c1", 3)
+    headers = {"ce-type": "grant.delegated", "ce-id": "x", "ce-specversion": "1.0", "ce-source": "x"}
+    await nats.request(subjects.grant_record("c1", "g-new"), b"{}", headers=headers, timeout=DEADLINE_SECONDS)
+    async with fanning_out(nats, log, "a") as it:
+        await delete(log, "c1")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while it.trouble is None:
+                await asyncio.sleep(0.01)
+        assert "grant.delegated" in it.trouble
+    async with Bucket(nats, subjects.FANOUT, new_id=new_id) as bucket:
+        assert await bucket.get("checkpoint") is None
+
+
 def test_the_lease_outlives_its_renewal() -> None:
     """Operators: a lease that ends before it is renewed would go to and fro."""
     assert fanout.RENEW_SECONDS * 2 < fanout.LEASE_SECONDS
