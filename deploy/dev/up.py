@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 import structlog
+import uvloop
 from litestar import Litestar
 from msgspec import Struct
 
@@ -88,7 +89,7 @@ def run(*, host: str, port: int, data: Path, quiet: bool) -> int:
         )
         _write_environment(data, place)
         logs.configure()
-        return asyncio.run(_serve(host, port, place, servers, data, quiet=quiet))
+        return uvloop.run(_serve(host, port, place, servers, data, quiet=quiet))
     except KeyboardInterrupt:
         return 0
     finally:
