@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 import click
 import msgspec
+import uvloop
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -87,7 +88,7 @@ def project(nats_url: str, database_url: str) -> None:
             await asyncio.Event().wait()
 
     try:
-        asyncio.run(_until_stopped(forever()))
+        uvloop.run(_until_stopped(forever()))
     except db.NotReached as error:
         raise click.ClickException(str(error)) from error
 
@@ -159,7 +160,7 @@ def _with_sources(nats_url: str, doing: str, work: Callable[[run.Sources, verify
                 return await work(sources, told)
 
     try:
-        return asyncio.run(connected())
+        return uvloop.run(connected())
     except (verify.Halt, verify.Busy, Unavailable, asyncpg.PostgresError, *db.UNREACHABLE, db.NotReached) as error:
         raise click.ClickException(str(error) or type(error).__name__) from error
     except KeyboardInterrupt:

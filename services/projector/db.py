@@ -93,8 +93,14 @@ def lock_key(purpose: str, schema: str) -> int:
 
 
 def _session(schema: str, name: str) -> dict[str, str]:
-    # "$user" and public are left out: nothing but our own schema is ever meant.
-    return {"search_path": f'"{schema}"', "timezone": "UTC", "application_name": name}
+    return {
+        # "$user" and public are left out: nothing but our own schema is ever meant.
+        "search_path": f'"{schema}"',
+        "timezone": "UTC",
+        "application_name": name,
+        # A plan that was made while a table was empty reads all of it for ever after.
+        "plan_cache_mode": "force_custom_plan",
+    }
 
 
 async def connect(url: str, schema: str, *, name: str) -> Connection:

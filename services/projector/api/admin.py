@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, Final
 
 import structlog
-from litestar import Response, get
+from litestar import Response, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 from msgspec import UNSET
@@ -19,6 +19,7 @@ from grantbook.sdk.log import LogReader, StreamState, Unavailable
 from projector import queries
 from projector.api.parameters import (
     DEFAULT_LIMIT,
+    READ,
     AtLeast,
     Count,
     Cursor,
@@ -43,7 +44,7 @@ _TAGS: Final = ["admin: reading"]
 _log = structlog.get_logger("projector")
 
 
-@get("/admin/v1/clients", guards=_admin, tags=_TAGS)
+@route("/admin/v1/clients", http_method=READ, guards=_admin, tags=_TAGS)
 async def list_clients(
     reads: NamedDependency[Reads],
     *,
@@ -89,7 +90,7 @@ async def list_clients(
         return answer(await queries.clients(seen.connection, wanted, page), seen.position)
 
 
-@get("/admin/v1/clients/{client_id:str}", guards=_admin, tags=_TAGS)
+@route("/admin/v1/clients/{client_id:str}", http_method=READ, guards=_admin, tags=_TAGS)
 async def inspect_client(
     client_id: FromPath[str], reads: NamedDependency[Reads], at_least: AtLeast = None
 ) -> Response[ClientDetail]:
@@ -110,7 +111,7 @@ async def inspect_client(
     return answer(_with_history(client, told), seen.position)
 
 
-@get("/admin/v1/clients/{client_id:str}/grants", guards=_admin, tags=_TAGS)
+@route("/admin/v1/clients/{client_id:str}/grants", http_method=READ, guards=_admin, tags=_TAGS)
 async def list_grants_of_client(
     client_id: FromPath[str],
     reads: NamedDependency[Reads],
@@ -134,7 +135,7 @@ async def list_grants_of_client(
         return answer(await queries.grants_of_client(seen.connection, key, status, user, page), seen.position)
 
 
-@get("/admin/v1/users/{user_id:str}/grants", guards=_admin, tags=_TAGS)
+@route("/admin/v1/users/{user_id:str}/grants", http_method=READ, guards=_admin, tags=_TAGS)
 async def list_grants_of_user(
     user_id: FromPath[str],
     reads: NamedDependency[Reads],
@@ -154,7 +155,7 @@ async def list_grants_of_user(
         return answer(await queries.grants_of_user(seen.connection, key, status, page), seen.position)
 
 
-@get("/admin/v1/families", guards=_admin, tags=_TAGS)
+@route("/admin/v1/families", http_method=READ, guards=_admin, tags=_TAGS)
 async def list_families(
     reads: NamedDependency[Reads],
     *,
@@ -169,7 +170,7 @@ async def list_families(
         return answer(await queries.families(seen.connection, page), seen.position)
 
 
-@get("/admin/v1/status", guards=_admin, tags=_TAGS)
+@route("/admin/v1/status", http_method=READ, guards=_admin, tags=_TAGS)
 async def show_status(reads: NamedDependency[Reads], at_least: AtLeast = None) -> Response[Status]:
     """How far the log and the read models are, and counts over all."""
     async with reading(reads, at_least) as seen:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final
 
 import msgspec
-from litestar import Request, Response, get
+from litestar import Request, Response, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
@@ -24,6 +24,7 @@ from projector import queries
 from projector.api.parameters import (
     DEFAULT_LIMIT,
     POSITION_HEADER,
+    READ,
     AtLeast,
     Cursor,
     Limit,
@@ -49,7 +50,7 @@ _TAGS: Final = ["audit"]
 _LOG_TYPES: Final = {name: each for name, each in EVENT_TYPES.items() if each is not ActivityRecorded}
 
 
-@get("/audit/v1/events", guards=_auditor, tags=_TAGS)
+@route("/audit/v1/events", http_method=READ, guards=_auditor, tags=_TAGS)
 async def list_events(
     request: Request[Any, Any, Any],
     reads: NamedDependency[Reads],
@@ -88,7 +89,7 @@ async def list_events(
     return Stream(lines, media_type=NDJSON, headers={POSITION_HEADER: str(seen.position)})
 
 
-@get("/audit/v1/clients/{client_id:str}", guards=_auditor, tags=_TAGS)
+@route("/audit/v1/clients/{client_id:str}", http_method=READ, guards=_auditor, tags=_TAGS)
 async def show_client_as_of(
     client_id: FromPath[str],
     reads: NamedDependency[Reads],

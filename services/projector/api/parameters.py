@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Final, TypeVar
 
 import msgspec
-from litestar import Response
+from litestar import HttpMethod, Response
 from litestar.datastructures import State
 from litestar.params import FromQuery, QueryParameter
 from msgspec import Meta
@@ -18,6 +18,8 @@ from projector.queries import Paging
 from projector.reads import Reads, Snapshot, snapshot
 
 POSITION_HEADER: Final = "Grantbook-Position"
+READ: Final = (HttpMethod.GET, HttpMethod.HEAD)
+"""The methods of everything here: servers leave the body of an answer to HEAD out (RFC 9110 section 9.3.2)."""
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
 MAX_TEXT_CHARACTERS: Final = 2_048
