@@ -62,8 +62,8 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
 
 
 async def close(client: Client) -> None:
-    """Close a connection, lost or not: the client raises when the server went first."""
-    with contextlib.suppress(NatsError, OSError):
+    """Close a connection, lost or not: the client raises when the server went first, with uvloop a `RuntimeError`."""
+    with contextlib.suppress(NatsError, OSError, RuntimeError):
         await client.close()
 
 
