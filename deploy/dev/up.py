@@ -69,7 +69,8 @@ def run(*, host: str, port: int, data: Path, quiet: bool) -> int:
     _refuse_busy(host, port)
     data = data.absolute()
     kept = _keep(data)
-    own_nats, own_database = os.environ.get("GRANTBOOK_NATS_URL"), os.environ.get("GRANTBOOK_DATABASE_URL")
+    own_nats = _of_the_users_own("GRANTBOOK_NATS_URL", kept.nats_password)
+    own_database = _of_the_users_own("GRANTBOOK_DATABASE_URL", kept.postgres_password)
     servers: list[Server] = []
     try:
         if not own_nats:
@@ -95,6 +96,12 @@ def run(*, host: str, port: int, data: Path, quiet: bool) -> int:
     finally:
         for server in reversed(servers):
             server.stop()
+
+
+def _of_the_users_own(variable: str, password_of_ours: str) -> str | None:
+    """A server that the environment names. Not one of ours: `dev.env` may have been read into the same shell."""
+    url = os.environ.get(variable)
+    return url if url and password_of_ours not in url else None
 
 
 def create_app(place: Place) -> Litestar:

@@ -22,9 +22,9 @@ TOUR_SECONDS = 60.0
 BLOCK = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def start(folder: Path, port: int, *arguments: str) -> "subprocess.Popen[str]":
+def start(folder: Path, port: int, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
     """`make up`, without what make does before."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRANTBOOK_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRANTBOOK_")} | variables
     return subprocess.Popen(
         [sys.executable, "-m", "deploy.dev", "up", "--port", str(port), *arguments],
         cwd=folder,
@@ -160,3 +160,29 @@ def test_when_a_child_dies_all_of_it_stops_with_the_reason(folder: Path) -> None
     assert process.returncode == 1
     assert "nats-server ended by itself" in said
     assert "Traceback" not in said
+
+
+def test_servers_of_the_users_own_are_used_instead(folder: Path, nats_url: str, database_url: str) -> None:
+    """Whoever has NATS and Postgres already: none is started beside them."""
+    port = free_port()
+    process = start(folder, port, GRANTBOOK_NATS_URL=nats_url, GRANTBOOK_DATABASE_URL=database_url)
+    wait_ready(port, process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    assert children.stdout == ""
+    assert f"GRANTBOOK_NATS_URL='{nats_url}'" in (folder / ".grantbook" / "dev.env").read_text()
+    said = stop(process)
+    assert process.returncode == 0, said
+
+
+def test_a_shell_that_read_dev_env_can_start_it_again(folder: Path) -> None:
+    """Whoever follows the tour and then restarts: the addresses in dev.env are of servers that it starts itself."""
+    port = free_port()
+    process = start(folder, port)
+    wait_ready(port, process)
+    stop(process)
+    lines = (folder / ".grantbook" / "dev.env").read_text().splitlines()
+    variables = {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+    process = start(folder, port, **variables)
+    wait_ready(port, process)
+    stop(process)
+    assert process.returncode == 0
