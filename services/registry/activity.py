@@ -20,6 +20,8 @@ from registry.commit import GroupCommit, Message, OutcomeUnknown
 from registry.store import Contended, Log, holding
 
 MAX_ENTRIES: Final = 10_000
+MAX_COUNT: Final = 1_000_000_000
+"""Most uses in one entry: sums of it fit into the 64 bits of a read model for ever."""
 MAX_REMEMBERED_GRANTS: Final = 200_000
 MAX_CONFIRMING: Final = 100
 """Leader reads under way at once, to confirm that grants are unknown."""
@@ -210,8 +212,8 @@ def chunks(windows: Sequence[Window]) -> Iterator[list[Window]]:
 def _rejection(index: int, use: Use, *, exists: bool) -> Rejected | None:
     if use.kind not in ACTIVITY_KINDS:
         return Rejected(index, "invalid_parameter", f"kind: one of {', '.join(ACTIVITY_KINDS)}")
-    if use.count < 1:
-        return Rejected(index, "invalid_parameter", "count: at least 1")
+    if not 1 <= use.count <= MAX_COUNT:
+        return Rejected(index, "invalid_parameter", f"count: 1 to {MAX_COUNT}")
     if not exists:
         return Rejected(index, "grant_not_found", "the client has no grant of this id")
     return None

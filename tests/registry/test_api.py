@@ -198,6 +198,8 @@ async def test_commands_on_what_never_existed_are_404(http: Http) -> None:
         {"scopes": ["two words"]},
         {"expires_at": "tomorrow"},
         {"expires_at": "2099-01-01T00:00:00"},
+        {"expires_at": "9999-12-31T23:59:59-12:00"},
+        {"expires_at": "0001-01-01T00:00:00+12:00"},
         {"username": None},
         {"grant_id": "x" * 600},
     ],
@@ -260,6 +262,25 @@ async def test_a_client_whose_id_is_a_url_is_found_by_its_key(http: Http) -> Non
     key = subjects.token("https://agent.example/client.json")
     answer = await http.get(f"/idp/v1/clients/{key}", headers=as_("idp"))
     assert (answer.status_code, answer.json()["code"]) == (404, "client_not_found")
+
+
+@pytest.mark.parametrize("count", [0, -1, 2**31, 2**70])
+async def test_a_count_that_no_read_model_can_hold_is_rejected(http: Http, count: int) -> None:
+    """Operators: one report of nonsense does not halt the projection of all others."""
+    client = (await registered(http))["client_id"]
+    grant = (await http.post(f"/idp/v1/clients/{client}/grants", json=GRANT, headers=as_("idp"))).json()["grant_id"]
+    use = {"client_id": client, "grant_id": grant, "kind": "tool_call", "at": "2026-11-23T12:00:00Z", "count": count}
+    answer = await http.post("/idp/v1/activity", json={"activity": [use]}, headers=as_("idp"))
+    assert (answer.status_code, answer.json()["recorded"]) == (202, 0)
+    assert [each["code"] for each in answer.json()["rejected"]] == ["invalid_parameter"]
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+12:00", "9999-12-31T23:59:59-12:00"])
+async def test_a_report_of_times_that_nobody_means_is_refused(http: Http, at: str) -> None:
+    """Operators: no time overflows a reader."""
+    use = {"client_id": "c", "grant_id": "g", "kind": "tool_call", "at": at}
+    answer = await http.post("/idp/v1/activity", json={"activity": [use]}, headers=as_("idp"))
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
 
 
 JSON = st.recursive(

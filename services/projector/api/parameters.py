@@ -12,6 +12,7 @@ from litestar.params import FromQuery, QueryParameter
 from msgspec import Meta
 
 from door.problems import invalid_parameter
+from door.times import utc
 from grantbook.positions import Position
 from projector.cursors import InvalidCursor
 from projector.queries import Paging
@@ -79,7 +80,7 @@ def moment(name: str, value: str | None) -> datetime | None:
         said: datetime = msgspec.convert(value, Annotated[datetime, Meta(tz=True)])
     except msgspec.ValidationError as error:
         raise invalid_parameter(name, "a time (RFC 3339) with its offset, like 2026-03-14T09:26:53Z") from error
-    return said
+    return utc(name, said)
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> str:

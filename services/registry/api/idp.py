@@ -1,6 +1,6 @@
 """`/idp/v1`: what the identity provider asks and reports. Every look-up is from the log's leader: never stale."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from door.problems import Problem
 from door.requests import current_traceparent
 from door.roles import Caller, requires
+from door.times import utc
 from grantbook import subjects
 from grantbook.events import Actor, GrantRevoked
 from registry import activity, clients, credentials, grants, metadata
@@ -145,7 +146,7 @@ async def issue_grant(
         user_id=asked.user_id,
         username=await register.seals.username(asked.user_id, asked.username),
         scopes=tuple(dict.fromkeys(asked.scopes)),
-        expires_at=asked.expires_at.astimezone(UTC),
+        expires_at=utc("expires_at", asked.expires_at),
         at=register.now(),
         by=Actor("idp", caller.name),
     )
@@ -256,11 +257,11 @@ async def report_activity(
                 client_id=each.client_id,
                 grant_id=each.grant_id,
                 kind=each.kind,
-                at=each.at.astimezone(UTC),
+                at=utc(f"activity[{index}].at", each.at),
                 count=each.count,
-                expires_at=None if each.expires_at is None else each.expires_at.astimezone(UTC),
+                expires_at=None if each.expires_at is None else utc(f"activity[{index}].expires_at", each.expires_at),
             )
-            for each in report.activity
+            for index, each in enumerate(report.activity)
         ],
         reporter=caller.name,
         report_id=report.report_id,
