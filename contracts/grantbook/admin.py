@@ -154,6 +154,7 @@ class AuditPage(Struct, frozen=True, kw_only=True):
 
     items: list[AuditEvent]
     next_cursor: str | UnsetType = UNSET
+    total: int | UnsetType = UNSET
 
 
 class GrantAsOf(Struct, frozen=True, kw_only=True):

@@ -134,8 +134,8 @@ def unavailable(detail: str, *, code: str = "unavailable", retry_after_seconds: 
     return Problem(503, code, detail, headers={"Retry-After": str(retry_after_seconds)})
 
 
-Rendering = Callable[[Problem], Response[bytes]]
-"""How a problem looks under some path: problem details, or the error JSON of another standard."""
+Rendering = Callable[[Problem, str], Response[bytes]]
+"""How a problem looks at a path: problem details, or the error JSON of another standard."""
 
 
 def render(problem: Problem) -> Response[bytes]:
@@ -166,7 +166,7 @@ def handlers(
         path = str(request.scope.get("path", ""))
         for prefix, rendering in renderings.items():
             if path == prefix or path.startswith(f"{prefix}/"):
-                return rendering(problem)
+                return rendering(problem, path)
         return render(problem)
 
     def answering(answer: Callable[[Exception], Problem]) -> Callable[..., Response[bytes]]:

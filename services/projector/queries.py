@@ -296,6 +296,7 @@ async def checkpoints(connection: AnyConnection) -> dict[str, Row]:
 async def audit_page(connection: AnyConnection, wanted: EventFilter, paging: Paging, identity: str) -> AuditPage:
     """A page of events in the order of the log. Raises `cursors.InvalidCursor`."""
     where = await _events_where(connection, wanted)
+    total = await _count(connection, "events e", where) if paging.count else UNSET
     rows, next_cursor = await _page(
         connection,
         "events",
@@ -306,7 +307,7 @@ async def audit_page(connection: AnyConnection, wanted: EventFilter, paging: Pag
         "e.position",
         paging,
     )
-    return AuditPage(items=[audit_event(each, identity) for each in rows], next_cursor=next_cursor)
+    return AuditPage(items=[audit_event(each, identity) for each in rows], next_cursor=next_cursor, total=total)
 
 
 async def audit_stretch(connection: AnyConnection, wanted: EventFilter, until: int, limit: int) -> list[Row]:

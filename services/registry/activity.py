@@ -17,7 +17,7 @@ from grantbook.events import ACTIVITY_KINDS, MAX_WINDOWS, ActivityRecorded, Acto
 from grantbook.sdk.log import MAX_SUBJECTS, LogReader
 from registry import grants
 from registry.commit import GroupCommit, Message, OutcomeUnknown
-from registry.store import Contended, Log, holding
+from registry.store import Contended, Log, holding, user
 
 MAX_ENTRIES: Final = 10_000
 MAX_COUNT: Final = 1_000_000_000
@@ -144,8 +144,14 @@ class ActivityLog:
         far = [(key, expires_at) for key, expires_at in latest.items() if known[key].reaches(expires_at)]
 
         async def extend(key: GrantKey, expires_at: datetime) -> None:
+            # The user is known only from the grant: two reads. The user of a grant never changes.
+            state, _ = await self._log.load(holding(*key), never_stale=True)
+            cut_off, _ = await self._log.load(
+                user(subjects.token(grants.existing(state.grant).user_id)), never_stale=True
+            )
             receipt = await self._log.transact(
-                holding(*key), lambda state: grants.extend(state, expires_at=expires_at, at=at, by=by)
+                holding(*key),
+                lambda state: grants.extend(state, cut_off_position=cut_off, expires_at=expires_at, at=at, by=by),
             )
             if receipt.event is not None:
                 self._known[key] = Expiry(expires_at, known[key].threshold)

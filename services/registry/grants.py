@@ -139,10 +139,15 @@ def issue(holding: Holding, proposal: Proposal) -> GrantIssued | None:
     )
 
 
-def extend(holding: Holding, *, expires_at: datetime, at: datetime, by: Actor) -> GrantExtended | None:
-    """Record a refresh that moved the expiry far enough. None for smaller moves, and for grants that have ended."""
+def extend(
+    holding: Holding, *, cut_off_position: int, expires_at: datetime, at: datetime, by: Actor
+) -> GrantExtended | None:
+    """Record a refresh that moved the expiry far enough. None for smaller moves, and for grants that have ended.
+
+    `cut_off_position` is where the user's last cut-off stands in the log; 0: there is none.
+    """
     client, grant = holding.client, existing(holding.grant)
-    if client is None or client.status == "deleted" or grant.revoked:
+    if client is None or client.status == "deleted" or grant.revoked or grant.issued_position < cut_off_position:
         return None
     moved = expires_at - grant.expires_at
     if moved <= timedelta(0) or moved < grant.threshold:

@@ -144,7 +144,9 @@ async def test_a_stream_that_breaks_is_logged_with_its_status(app: Litestar) -> 
 )
 async def test_a_prefix_may_have_errors_of_another_standard(path: str, method: str, shaped: bool) -> None:
     """OAuth clients parse RFC 7591 errors, also where no handler ran: 404 and 405."""
-    app = make_app(renderings={"/oauth": lambda problem: Response(problem.code.encode(), status_code=problem.status)})
+    app = make_app(
+        renderings={"/oauth": lambda problem, _: Response(problem.code.encode(), status_code=problem.status)}
+    )
     answer = await ask(app, path, method=method)
     assert answer.headers.get("content-type", "").startswith("application/problem+json") is not shaped
 

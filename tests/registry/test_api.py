@@ -121,6 +121,8 @@ async def test_agents_in_a_browser_may_register(http: Http) -> None:
     assert answer.status_code == 204
     assert answer.headers["access-control-allow-origin"] == "*"
     assert "POST" in answer.headers["access-control-allow-methods"]
+    below = await http.get(f"{REGISTER}/somebody")
+    assert "access-control-allow-origin" not in below.headers
     elsewhere = await http.get("/idp/v1/clients/x", headers=as_("idp") | {"Origin": "http://localhost:6274"})
     assert "access-control-allow-origin" not in elsewhere.headers
 

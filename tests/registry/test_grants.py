@@ -93,7 +93,7 @@ def test_revoking_ends_the_grant_once() -> None:
 
 def test_a_far_refresh_is_logged_with_all_that_was_issued() -> None:
     """Everyone who replays: the last record of a grant says where its issuance stands, for a user's cut-off."""
-    event = grants.extend(given(), expires_at=NOON + 16 * HOUR, at=NOON + HOUR, by=IDP)
+    event = grants.extend(given(), cut_off_position=0, expires_at=NOON + 16 * HOUR, at=NOON + HOUR, by=IDP)
     assert isinstance(event, GrantExtended)
     assert (event.issued_position, event.issued_at, event.issued_expires_at) == (ISSUED_AT, NOON, NOON + 8 * HOUR)
     assert grants.evolve(event, 99, None) == msgspec.structs.replace(
@@ -104,14 +104,16 @@ def test_a_far_refresh_is_logged_with_all_that_was_issued() -> None:
 @pytest.mark.parametrize("moved", [timedelta(0), -HOUR, 2 * HOUR - timedelta(seconds=1)])
 def test_a_small_refresh_is_not_logged(moved: timedelta) -> None:
     """Operators: a refresh a call would be an event a call. The threshold is a quarter of the lifetime."""
-    assert grants.extend(given(), expires_at=ISSUED.expires_at + moved, at=NOON, by=IDP) is None
+    assert grants.extend(given(), cut_off_position=0, expires_at=ISSUED.expires_at + moved, at=NOON, by=IDP) is None
 
 
 def test_an_ended_grant_is_never_extended() -> None:
     """Users: use after the end is evidence, not life."""
     far = NOON + 100 * HOUR
-    assert grants.extend(given(grant_gate=REVOKED), expires_at=far, at=NOON, by=IDP) is None
-    assert grants.extend(given(client_gate=DELETED), expires_at=far, at=NOON, by=IDP) is None
+    assert grants.extend(given(grant_gate=REVOKED), cut_off_position=0, expires_at=far, at=NOON, by=IDP) is None
+    assert grants.extend(given(client_gate=DELETED), cut_off_position=0, expires_at=far, at=NOON, by=IDP) is None
+    assert grants.extend(given(), cut_off_position=ISSUED_AT + 1, expires_at=far, at=NOON, by=IDP) is None
+    assert grants.extend(given(), cut_off_position=ISSUED_AT - 1, expires_at=far, at=NOON, by=IDP) is not None
 
 
 @pytest.mark.parametrize(

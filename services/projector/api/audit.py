@@ -26,6 +26,7 @@ from projector.api.parameters import (
     POSITION_HEADER,
     READ,
     AtLeast,
+    Count,
     Cursor,
     Limit,
     Moment,
@@ -65,6 +66,7 @@ async def list_events(
     to: Moment = None,
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
+    count: Count = False,  # noqa: FBT002  a query parameter
     at_least: AtLeast = None,
 ) -> Response[AuditPage] | Stream:
     """The events of the log, in its order. `after` is a position; of `type`, repeated, any may be an event's.
@@ -82,7 +84,7 @@ async def list_events(
             to=moment("to", to),
         )
         if not _wants_lines(request):
-            page = paging(reads, "position", ("position",), limit, cursor, count=False)
+            page = paging(reads, "position", ("position",), limit, cursor, count=count)
             found = await queries.audit_page(seen.connection, wanted, page, seen.position.identity)
             return answer(found, seen.position)
     lines = _lines(reads, wanted, seen.position)

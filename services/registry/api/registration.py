@@ -20,7 +20,8 @@ from registry.register import Register
 
 PATH: Final = "/auth/connect/register"
 MAX_BODY_BYTES: Final = 65_536
-HEADERS: Final = {"Cache-Control": "no-store", "Pragma": "no-cache", "Access-Control-Allow-Origin": "*"}
+NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+HEADERS: Final = NO_STORE | {"Access-Control-Allow-Origin": "*"}
 PREFLIGHT_HEADERS: Final = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, OPTIONS",
@@ -75,8 +76,11 @@ async def preflight() -> Response[None]:
     return Response(None, status_code=HTTPStatus.NO_CONTENT, headers=PREFLIGHT_HEADERS)
 
 
-def rendering(problem: Problem) -> Response[bytes]:
-    """A problem as RFC 7591 section 3.2.2 wants it: `error`, and an ASCII `error_description`."""
+def rendering(problem: Problem, path: str) -> Response[bytes]:
+    """A problem as RFC 7591 section 3.2.2 wants it: `error`, and an ASCII `error_description`.
+
+    Open to other origins on the collection alone, not on what may one day stand below it.
+    """
     codes = {"invalid_redirect_uri", "invalid_client_metadata", "invalid_software_statement", "invalid_client"}
     codes |= {"unapproved_software_statement", "invalid_token", "temporarily_unavailable"}
     known = problem.code in codes
@@ -89,7 +93,7 @@ def rendering(problem: Problem) -> Response[bytes]:
         msgspec.json.encode({"error": error, "error_description": description}),
         status_code=problem.status,
         media_type=JSON,
-        headers=HEADERS | problem.headers,
+        headers=(HEADERS if path == PATH else NO_STORE) | problem.headers,
     )
 
 
