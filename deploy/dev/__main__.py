@@ -16,7 +16,14 @@ def main() -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, envvar="GRANTBOOK_HOST", help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, envvar="GRANTBOOK_PORT", help="Port to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    default=8080,
+    show_default=True,
+    envvar="GRANTBOOK_PORT",
+    help="Port to listen on.",
+)
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),

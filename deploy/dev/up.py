@@ -7,6 +7,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,12 +26,14 @@ from deploy.dev.servers import Server, free_port, nats_server, postgres_server
 from door import front, logs, roles, serving
 from grantbook.sdk import connection
 from grantbook.sdk.log import Unavailable
+from projector import db
 from projector.api.revocations import end_streams
 from registry import streams
 from registry.api.answers import ANSWERS
 from registry.settings import Settings as RegistrySettings
 
 WATCH_SECONDS: Final = 0.5
+DATABASE_SECONDS: Final = 5.0
 TOKEN_ROLES: Final[tuple[roles.Role, ...]] = ("idp", "admin", "auditor", "feed", "ops")
 MAX_LOG_BYTES: Final = 8 * 1024**3
 DISK_SHARE_OF_LOG: Final = 4
@@ -67,6 +70,8 @@ class Place(Struct, frozen=True):
 def run(*, host: str, port: int, data: Path, quiet: bool) -> int:
     """Start everything, serve until told to stop. The exit status. Raises `CannotStart` and `ServerFailed`."""
     _refuse_busy(host, port)
+    # Told to stop by a supervisor, as by Ctrl-C: the servers are stopped in order, and not left to die with us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     data = data.absolute()
     kept = _keep(data)
     own_nats = _of_the_users_own("GRANTBOOK_NATS_URL", kept.nats_password)
@@ -145,7 +150,8 @@ def create_app(place: Place) -> Litestar:
 async def _serve(host: str, port: int, place: Place, servers: list[Server], data: Path, *, quiet: bool) -> int:
     try:
         await _ensure_streams(place.nats_url, data)
-    except (streams.UnsafeStreams, Unavailable) as error:
+        await db.within_start("Postgres", lambda: _reach(place.database_url), seconds=DATABASE_SECONDS)
+    except (streams.UnsafeStreams, Unavailable, db.NotReached, OSError) as error:
         raise CannotStart(str(error)) from error
     application = create_app(place)
     server = serving.Server(application, host=host, port=port, on_exit=lambda: end_streams(application))
@@ -172,6 +178,10 @@ async def _watch(server: serving.Server, servers: list[Server], place: Place, *,
             print(_welcome(place), flush=True)
         if not all(each.alive for each in servers):
             server.stop()
+
+
+async def _reach(database_url: str) -> None:
+    (await db.connect(database_url, db.SCHEMA, name="grantbook up")).terminate()
 
 
 async def _ensure_streams(nats_url: str, data: Path) -> None:

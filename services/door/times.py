@@ -6,8 +6,8 @@ from typing import Final
 from door.problems import invalid_parameter
 
 EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST: Final = datetime(9999, 1, 1, tzinfo=UTC)
-"""Between these a time can be written in UTC, kept by Postgres, and moved by a day, in any language."""
+LATEST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""Between these a time can be written in UTC, and kept by Postgres as the time that it is."""
 
 
 def utc(name: str, moment: datetime) -> datetime:

@@ -187,7 +187,8 @@ def coalesce(uses: Sequence[Use]) -> list[Window]:
     for use in uses:
         key = (use.client_id, use.grant_id, use.kind)
         window = windows.get(key)
-        expiries = [each for each in (use.expires_at, window.expires_at if window else None) if each is not None]
+        said = use.expires_at if use.kind == "refresh" else None  # nothing else moves an expiry
+        expiries = [each for each in (said, window.expires_at if window else None) if each is not None]
         windows[key] = Window(
             client_id=use.client_id,
             grant_id=use.grant_id,

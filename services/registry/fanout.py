@@ -185,7 +185,7 @@ class Fanout:
         closed = await self._reader.last(list(gates.values()))
         now = self._now()
         intent = Intent(reason=CLIENT_DELETED, note=None, at=now, by=Actor("system"))
-        events: list[GrantRevoked] = []
+        standing: list[grants.Grant] = []
         for raw in page:
             if gates[raw.subject] in closed:
                 continue
@@ -193,8 +193,15 @@ class Fanout:
             if isinstance(recorded.event, wire.Unknown):
                 raise WrittenByNewer(recorded.type)
             grant = grants.evolve(recorded.event, recorded.position, None)
-            if grant is None or grant.has_lapsed(deletion.recorded_at):
-                continue  # it had ended by itself
+            if grant is not None and not grant.has_lapsed(deletion.recorded_at):
+                standing.append(grant)
+        users = {grant.user_id: subjects.user_gate(subjects.token(grant.user_id)) for grant in standing}
+        cut_offs = await self._reader.last(list(users.values()))
+        events: list[GrantRevoked] = []
+        for grant in standing:
+            cut_off = cut_offs.get(users[grant.user_id])
+            if cut_off is not None and grant.issued_position < cut_off.sequence < deletion.position:
+                continue  # its user's cut-off had ended it
             event = grants.revoke(grants.Holding(client=None, grant=grant), intent, caused_by=deletion.id)
             if event is not None:
                 events.append(event)

@@ -149,6 +149,8 @@ def extend(
     client, grant = holding.client, existing(holding.grant)
     if client is None or client.status == "deleted" or grant.revoked or grant.issued_position < cut_off_position:
         return None
+    if grant.has_lapsed(at):
+        return None
     moved = expires_at - grant.expires_at
     if moved <= timedelta(0) or moved < grant.threshold:
         return None

@@ -35,7 +35,9 @@ def test_coalescing_keeps_counts_and_the_first_and_last_time(uses: list[Use]) ->
         assert window.count == sum(each.count for each in mine)
         assert window.first_at == min(each.at for each in mine)
         assert window.last_at == max(each.at for each in mine)
-        assert window.expires_at == max((each.expires_at for each in mine if each.expires_at), default=None)
+        assert window.expires_at == max(
+            (each.expires_at for each in mine if each.expires_at and each.kind == "refresh"), default=None
+        )
     assert len(windows) == len({(each.client_id, each.grant_id, each.kind) for each in uses})
 
 

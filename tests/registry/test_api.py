@@ -204,6 +204,8 @@ async def test_commands_on_what_never_existed_are_404(http: Http) -> None:
         {"expires_at": "0001-01-01T00:00:00+12:00"},
         {"username": None},
         {"grant_id": "x" * 600},
+        {"grant_id": "a\nb"},
+        {"username": "a\0b"},
     ],
     ids=str,
 )
@@ -218,7 +220,7 @@ async def test_a_grant_that_cannot_be_understood_names_the_member(http: Http, ch
 async def test_ids_that_would_break_a_subject_are_safe(http: Http) -> None:
     """Everyone: wildcards, dots, spaces and newlines in an id name one grant, by its key in paths."""
     client = (await registered(http))["client_id"]
-    for grant_id in ("*", ">", "a.b", "a b", "a\nb", "~x", "ä", "x" * 65):
+    for grant_id in ("*", ">", "a.b", "a b", "~x", "ä", "x" * 65):
         body = GRANT | {"grant_id": grant_id, "user_id": f"user {grant_id}"}
         issued = await http.post(f"/idp/v1/clients/{client}/grants", json=body, headers=as_("idp"))
         assert issued.status_code == 201, grant_id

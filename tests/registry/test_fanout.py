@@ -9,14 +9,14 @@ import msgspec
 from nats.aio.client import Client
 
 from grantbook import subjects, wire
-from grantbook.events import CLIENT_DELETED, GrantRevoked
+from grantbook.events import CLIENT_DELETED, GrantRevoked, UserGrantsRevoked
 from grantbook.sdk.log import LogReader
 from registry import clients, fanout, grants, store
 from registry.buckets import Bucket
 from registry.fanout import Fanout
 from registry.store import Log
 from tests.registry.conftest import new_id
-from tests.registry.given import BY_ADMIN, ISSUED, REGISTERED
+from tests.registry.given import ADMIN, BY_ADMIN, ISSUED, REGISTERED
 from tests.registry.test_store import everything
 
 DEADLINE_SECONDS = 20.0
@@ -89,6 +89,18 @@ async def test_a_grant_that_had_expired_gets_none(nats: Client, log: Log, reader
         await delete(log, "c2")
         recorded = await until(lambda all_: len(revocations(all_)) == 1, reader)
     assert [each.client_id for each in revocations(recorded)] == ["c2"]
+
+
+async def test_a_grant_that_its_users_cut_off_had_ended_gets_none(nats: Client, log: Log, reader: LogReader) -> None:
+    """Auditors: the log says of each grant what ended it, and not what came later."""
+    await given_grants(log, "c1", 2)
+    await log.record_new(UserGrantsRevoked(user_key="ada", user_id="ada", at=now(), by=ADMIN))
+    later = msgspec.structs.replace(ISSUED, client_id="c1", grant_id="later", at=now(), expires_at=LATER)
+    await log.record_all([later])
+    async with fanning_out(nats, log, "a"):
+        await delete(log, "c1")
+        recorded = await until(lambda all_: len(revocations(all_)) == 1, reader)
+    assert [each.grant_id for each in revocations(recorded)] == ["later"]
 
 
 async def test_a_fan_out_that_was_cut_off_is_finished_by_another(nats: Client, log: Log, reader: LogReader) -> None:

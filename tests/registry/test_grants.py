@@ -110,6 +110,7 @@ def test_a_small_refresh_is_not_logged(moved: timedelta) -> None:
 def test_an_ended_grant_is_never_extended() -> None:
     """Users: use after the end is evidence, not life."""
     far = NOON + 100 * HOUR
+    assert grants.extend(given(), cut_off_position=0, expires_at=far, at=NOON + 11 * HOUR, by=IDP) is None
     assert grants.extend(given(grant_gate=REVOKED), cut_off_position=0, expires_at=far, at=NOON, by=IDP) is None
     assert grants.extend(given(client_gate=DELETED), cut_off_position=0, expires_at=far, at=NOON, by=IDP) is None
     assert grants.extend(given(), cut_off_position=ISSUED_AT + 1, expires_at=far, at=NOON, by=IDP) is None

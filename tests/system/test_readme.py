@@ -186,3 +186,26 @@ def test_a_shell_that_read_dev_env_can_start_it_again(folder: Path) -> None:
     wait_ready(port, process)
     stop(process)
     assert process.returncode == 0
+
+
+def test_servers_that_are_not_there_are_a_clear_message(folder: Path, nats_url: str) -> None:
+    """Whoever mistyped an address: which server, no traceback."""
+    for variables in (
+        {"GRANTBOOK_NATS_URL": "nats://127.0.0.1:1"},
+        {"GRANTBOOK_NATS_URL": nats_url, "GRANTBOOK_DATABASE_URL": "postgresql://127.0.0.1:1/x"},
+    ):
+        process = start(folder, free_port(), **variables)
+        said, _ = process.communicate(timeout=START_SECONDS)
+        assert process.returncode == 1
+        assert "Traceback" not in said
+        assert ("NATS" if len(variables) == 1 else "Postgres") in said
+
+
+def test_a_supervisor_that_stops_it_leaves_servers_that_were_shut_down(folder: Path) -> None:
+    """Whoever runs it as a service: SIGTERM ends it as Ctrl-C does."""
+    port = free_port()
+    process = start(folder, port)
+    wait_ready(port, process)
+    said = stop(process, signal.SIGTERM)
+    assert process.returncode == 0, said
+    assert "database system is shut down" in (folder / ".grantbook" / "postgres" / "postgres.log").read_text()

@@ -17,9 +17,12 @@ MAX_DETAIL_CHARACTERS: Final = 1_000
 MAX_SCOPES: Final = 200
 MAX_SCOPE_CHARACTERS: Final = 256
 
-Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS)]
+_NO_CONTROLS: Final = r"\A[^\x00-\x1f\x7f]+\Z"
+"""Every reader can keep and show it; Postgres, for one, knows no NUL."""
+
+Id = Annotated[str, Meta(max_length=MAX_ID_CHARACTERS, pattern=_NO_CONTROLS)]
 ClientId = Annotated[str, Meta(min_length=1, max_length=MAX_CLIENT_ID_CHARACTERS)]
-Username = Annotated[str, Meta(min_length=1, max_length=MAX_USERNAME_CHARACTERS)]
+Username = Annotated[str, Meta(max_length=MAX_USERNAME_CHARACTERS, pattern=_NO_CONTROLS)]
 Scope = Annotated[str, Meta(min_length=1, max_length=MAX_SCOPE_CHARACTERS, pattern=r"^[\x21\x23-\x5B\x5D-\x7E]+$")]
 """A scope token (RFC 6749 section 3.3)."""
 Scopes = Annotated[list[Scope], Meta(max_length=MAX_SCOPES)]
