@@ -20,6 +20,7 @@ from door import front, health, problems, roles
 from grantbook import subjects
 from grantbook.sdk import connection
 from grantbook.sdk.log import LogReader, Unavailable
+from grantbook.sdk.tasks import end
 from projector import db, queries, run
 from projector.api.admin import ADMIN_ROUTES, read_model_status
 from projector.api.audit import AUDIT_ROUTES
@@ -103,8 +104,7 @@ async def running_projector(settings: Settings) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            await end(task)
 
 
 @asynccontextmanager

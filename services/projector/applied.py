@@ -8,6 +8,7 @@ import asyncpg
 import structlog
 
 from grantbook.positions import Position
+from grantbook.sdk.tasks import end
 from projector import db
 from projector.db import ReadModel
 
@@ -41,8 +42,7 @@ class Applied:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end(self._task)
 
     async def reached(self, position: Position, seconds: float = WAIT_SECONDS) -> bool:
         """Wait until the position was applied: whether it was, in time. Raises `OtherLog`."""

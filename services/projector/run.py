@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from grantbook import wire
 from grantbook.sdk.log import Follower, Gap, LogReader, Raw, Unavailable, assert_dense
+from grantbook.sdk.tasks import end
 from projector import db, projections
 from projector.db import Checkpoint, Connection, Moved, ReadModel
 from projector.keys import Keys
@@ -268,8 +269,7 @@ class Lane:
         """Let go of what is under way."""
         task, self.task = self.task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end(task)
         feed, self._feed = self._feed, None
         if feed is not None:
             await feed.close()

@@ -14,6 +14,7 @@ import structlog
 from msgspec import Struct
 
 from grantbook.sdk.log import StreamState
+from grantbook.sdk.tasks import end
 from projector import db, run
 from projector.db import Checkpoint, Connection, ReadModel
 from projector.run import Halt, Sources
@@ -191,8 +192,7 @@ async def _apply_until(place: Workplace, read_model: ReadModel, until: int, told
             if read_model == "log":
                 told(at.sequence, until)
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await end(task)
         await feed.close()
 
 

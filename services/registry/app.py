@@ -23,6 +23,7 @@ from door import front, health, roles
 from grantbook import subjects
 from grantbook.sdk import connection
 from grantbook.sdk.log import LogReader, Unavailable
+from grantbook.sdk.tasks import end
 from registry import streams
 from registry.activity import ActivityLog
 from registry.api import admin, idp, registration
@@ -145,10 +146,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         try:
             yield run
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if fanout is not None and fanout.holding:
+            await end(*tasks)
+            if fanout is not None:
                 await fanout.release()
 
 

@@ -33,8 +33,8 @@ from registry.grants import Grant, Holding
 MAX_TRIES: Final = 32
 """Most rounds of load, decide, append for one command; past them the caller is told to come again."""
 APPEND_WITHIN_SECONDS: Final = 20.0
-"""No append is sent later than this after its load: far inside the duplicate window, and inside the 30 s that
-readers count on when they compare a token's age with a user's cut-off."""
+"""No append is sent later than this after its load: far inside the duplicate window, and inside the time
+that readers count on when they compare a token's age with a user's cut-off."""
 WAIT_SECONDS: Final = 0.02
 """Longest wait, before jitter grows it by the number of tries, when another append is in flight."""
 MAX_READ_BACK: Final = 64

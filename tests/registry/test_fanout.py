@@ -11,6 +11,7 @@ from nats.aio.client import Client
 from grantbook import subjects, wire
 from grantbook.events import CLIENT_DELETED, GrantRevoked, UserGrantsRevoked
 from grantbook.sdk.log import LogReader
+from grantbook.sdk.tasks import end
 from registry import clients, fanout, grants, store
 from registry.buckets import Bucket
 from registry.fanout import Fanout
@@ -35,8 +36,7 @@ async def fanning_out(nats: Client, log: Log, holder: str, pace_per_second: int 
         try:
             yield it
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
 
 
 async def until(condition: Callable[[list[wire.Recorded]], bool], reader: LogReader) -> list[wire.Recorded]:

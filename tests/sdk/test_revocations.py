@@ -223,7 +223,7 @@ async def test_waiting_until_current_waits_for_what_the_feed_has(feed: Revocatio
 
 async def test_a_feed_made_anew_is_read_anew_and_keeps_its_cut_offs(log: Client, nats_url: str) -> None:
     """Protects users who logged in again after a cut-off: making the feed anew must not cut them off once more."""
-    decided = now() - timedelta(minutes=10)
+    decided = now() - timedelta(minutes=30)
     await write(log, user_revoked("u", at=decided), revoked("c", "g"), deleted("old", at=now() - timedelta(hours=3)))
     heard: list[str] = []
     async with RevocationFeed(nats_url, LIFETIME, on_trouble=heard.append) as feed:
@@ -234,7 +234,7 @@ async def test_a_feed_made_anew_is_read_anew_and_keeps_its_cut_offs(log: Client,
         await until(lambda: feed.state == "fresh")
         assert token(feed)
         assert feed.is_revoked("c", "g2", "u", decided)
-        assert not feed.is_revoked("c", "g2", "u", decided + timedelta(minutes=1))
+        assert not feed.is_revoked("c", "g2", "u", decided + timedelta(minutes=20))
         # Too old to matter, whenever the feed stored it.
         assert feed.entries == 2
         await write(log, revoked("c", "g3"))

@@ -41,6 +41,7 @@ from grantbook.events import (
 from grantbook.sdk.connection import close, connect
 from grantbook.sdk.log import Follower, LogReader, Raw, StreamState, Unavailable
 from grantbook.sdk.reading import before
+from grantbook.sdk.tasks import end
 
 State = Literal["starting", "fresh", "stale"]
 WhenStale = Literal["deny", "allow"]
@@ -51,8 +52,9 @@ CLOCK_SKEW: Final = timedelta(seconds=5)
 """Default of how far the clocks of the identity provider and of NATS may differ."""
 MARGIN: Final = timedelta(seconds=60)
 """How much longer than the longest token lifetime a revocation is remembered."""
-APPENDED_WITHIN_SECONDS: Final = 30.0
-"""No event is appended later than this after it was decided: its writer gives up before."""
+APPENDED_WITHIN_SECONDS: Final = 900.0
+"""No event is stored later than this after it was decided: its writer gives up after 20 s, and a server that was paused
+with the event on its way is not paused for so long."""
 SOURCE_ACTIVE_SECONDS: Final = 3.0
 """A feed that has not heard from the log for longer may be frozen and look complete."""
 CHECK_SECONDS: Final = 1.0
@@ -321,8 +323,7 @@ class RevocationFeed:
         connection, self._connection = self._connection, None
         self._fresh_at = None
         if following is not None:
-            following.cancel()
-            await asyncio.wait((following,))
+            await end(following)
         if connection is not None:
             await close(connection)
 
