@@ -10,6 +10,8 @@ import msgspec
 from grantbook.events import ClientMetadata
 
 FAMILY_HEX_DIGITS: Final = 12
+MAX_PARENT_DOMAINS: Final = 10
+"""Of a host with more labels the shortest parents count: rows stay small, whatever an agent registers."""
 WEB_SCHEMES: Final = ("http", "https")
 
 
@@ -54,9 +56,10 @@ def redirect_domains(metadata: ClientMetadata) -> list[str]:
         if _is_address(host):
             domains[host] = None
             continue
-        while host:
-            domains[host] = None
-            host = host.partition(".")[2]
+        domains[host] = None
+        parents = host.split(".")[1:][-MAX_PARENT_DOMAINS:]
+        for start in range(len(parents)):
+            domains[".".join(parents[start:])] = None
     return list(domains)
 
 

@@ -192,6 +192,7 @@ class Log:
                     return found
                 continue  # with the same ids: the server knows a second one for a duplicate
             except Full as error:
+                self.only_gates = True  # what is left, if anything, is for gates; the watch looks again
                 raise LogFull from error
             return await self._confirmed(message, stored)
         message_ = "the log did not say whether it stored the event"

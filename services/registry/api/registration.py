@@ -17,6 +17,7 @@ from grantbook.events import Actor, ClientRegistered
 from registry import credentials, metadata
 from registry.metadata import MetadataRefused
 from registry.register import Register
+from registry.store import LogFull
 
 PATH: Final = "/auth/connect/register"
 MAX_BODY_BYTES: Final = 65_536
@@ -42,6 +43,8 @@ async def register_client(request: Request[Any, Any, Any], register: NamedDepend
         registered = metadata.parse(await request.body())
     except MetadataRefused as refusal:
         raise Problem(400, refusal.error, refusal.description) from refusal
+    if register.log.only_gates:
+        raise LogFull  # before anything is written for it
     client_id = register.new_id()
     issued = credentials.issue(
         register.random(2 * credentials.SECRET_BYTES), with_secret=metadata.needs_secret(registered)
