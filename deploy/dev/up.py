@@ -271,5 +271,5 @@ Grantbook runs at {place.url}   (Ctrl-C stops all of it; data stays in .grantboo
            -d '{{"client_name": "My agent", "redirect_uris": ["http://localhost:7777/callback"],
                 "token_endpoint_auth_method": "none"}}'
          curl -s $GRANTBOOK_URL/admin/v1/clients -H "Authorization: Bearer $GRANTBOOK_ADMIN_TOKEN"
-         .venv/bin/grantbook replay --nats-url $GRANTBOOK_NATS_URL
+         export GRANTBOOK_NATS_URL; .venv/bin/grantbook replay
 """

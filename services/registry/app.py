@@ -38,6 +38,7 @@ from registry.store import Log
 
 WATCH_SECONDS: Final = 1.0
 MONITOR_SECONDS: Final = 2.0
+REPLACED: Final = "the log was replaced or restored: restart the registry"
 
 ROUTES: Final = [*registration.ROUTES, *idp.ROUTES, *admin.ROUTES]
 RENDERINGS: Final = {registration.PATH: registration.rendering}
@@ -79,9 +80,10 @@ class Running:
         self.fanout = fanout
         self.log_share = 0.0
         """How much of the log's `max_bytes` is used."""
+        self._highest = 0
 
     async def watch(self) -> None:
-        """Keep an eye on how full the log is. Ends by being cancelled."""
+        """Keep an eye on the log: how full it is, and that it is still the one that was checked at the start."""
         while True:
             try:
                 state = await self.register.log.reader.state()
@@ -92,6 +94,12 @@ class Running:
             else:
                 self.log_share = state.stored_bytes / state.max_bytes if state.max_bytes > 0 else 0.0
                 self.register.log.only_gates = self.log_share >= streams.FULL_SHARE
+                # A log that was restored under us has a feed of another past: what is appended would never reach it.
+                restored = state.identity != self.register.log_identity or state.last < self._highest
+                self.register.log.replaced = (
+                    "the log was replaced or restored: restart the registry" if restored else None
+                )
+                self._highest = max(self._highest, state.last)
             await asyncio.sleep(WATCH_SECONDS)
 
 
@@ -179,6 +187,8 @@ async def log_is_reachable(state: State) -> str | None:
         await run.register.log.reader.state()
     except Unavailable:
         return "NATS does not answer"
+    if run.register.log.replaced is not None:
+        return run.register.log.replaced
     return "the log is full: only revocations are recorded" if run.register.log.only_gates else None
 
 

@@ -108,6 +108,8 @@ class Log:
         self.reader = reader
         self.only_gates = False
         """Set while the log is so full that what is left of it is kept for suspensions, deletions and revocations."""
+        self.replaced: str | None = None
+        """Why nothing is appended: the log is not the one, or no longer all of the one, that was written before."""
         self._commit = commit
         self._new_id = new_id
         self._jitter = jitter
@@ -167,6 +169,8 @@ class Log:
 
     async def _append(self, message: Message, event: Event, *, since: int) -> int | None:
         """Position of the stored message; None when another was faster. `since` is what its subject had before."""
+        if self.replaced is not None:
+            raise Contended(self.replaced)
         if self.only_gates and not isinstance(
             event, ClientSuspended | ClientResumed | ClientDeleted | GrantRevoked | UserGrantsRevoked
         ):

@@ -146,3 +146,24 @@ def test_development_tokens_are_refused_outside_the_all_in_one(product: Product)
     registry.start()
     with pytest.raises(RuntimeError, match="development"):
         registry.wait_ready()
+
+
+def test_a_log_that_was_replaced_under_a_registry_takes_nothing(product: Product) -> None:
+    """Users: a revocation that would never reach the feed is not answered 204."""
+    with processes.service(product, "registry", "serve") as writes:
+        anyone = Caller(f"http://127.0.0.1:{writes}")
+        admin = Caller(anyone.url, product.tokens["admin"])
+        for _ in range(3):
+            assert anyone("POST", "/auth/connect/register", AGENT).status == 201
+
+        async def replace() -> None:
+            nats = await connection.connect(product.nats_url, name="replace")
+            await nats.request(f"$JS.API.STREAM.DELETE.{subjects.LOG}", b"", timeout=WAIT_SECONDS)
+            await connection.close(nats)
+
+        asyncio.run(replace())
+        processes.run("registry", "ensure-streams", environment=product.environment)
+        unready = until(lambda: anyone("GET", "/readyz"), lambda answer: "replaced" in str(answer.body))
+        assert unready.status == 503
+        refused = admin("POST", "/admin/v1/users/ada/revoke")
+        assert (refused.status, refused.body["code"]) == (503, "unavailable")
