@@ -130,6 +130,8 @@ class GrantIssued(_Event, frozen=True, kw_only=True, tag="grant.issued"):
     username: Sealed
     scopes: tuple[str, ...]
     expires_at: Time
+    metadata_sha256: str | None = None
+    """Of the client's metadata as the user was shown it: see `grantbook.fingerprints`. Absent in older events."""
 
 
 class GrantExtended(_Event, frozen=True, kw_only=True, tag="grant.extended"):
@@ -145,6 +147,8 @@ class GrantExtended(_Event, frozen=True, kw_only=True, tag="grant.extended"):
     issued_expires_at: Time
     issued_position: int
     """Sequence of the grant's `grant.issued` in the log: what a user's cut-off is compared with."""
+    metadata_sha256: str | None = None
+    """As it was issued."""
 
 
 class GrantRevoked(_Event, frozen=True, kw_only=True, tag="grant.revoked"):

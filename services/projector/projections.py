@@ -12,6 +12,7 @@ from typing import Final, assert_never
 import msgspec
 from msgspec import Struct
 
+from appraisal import families
 from grantbook import subjects, wire
 from grantbook.as_of import USER_GRANTS_REVOKED
 from grantbook.events import (
@@ -29,7 +30,6 @@ from grantbook.events import (
 )
 from grantbook.lifetimes import extension_threshold
 from grantbook.sealed import Sealed
-from projector import families
 from projector.db import AnyConnection
 
 REMEMBERED_SCOPES: Final = 4_096

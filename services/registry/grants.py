@@ -15,6 +15,7 @@ from grantbook.events import (
     GrantIssued,
     GrantRevoked,
 )
+from grantbook.fingerprints import metadata_sha256
 from grantbook.lifetimes import extension_threshold
 from grantbook.sealed import Sealed
 from registry.clients import Client, Intent, Refusal, admitted
@@ -42,6 +43,8 @@ class Grant(Struct, frozen=True, kw_only=True):
     issued_expires_at: datetime
     issued_position: int
     expires_at: datetime
+    metadata_sha256: str | None
+    """Of what the client said of itself when the user let it in."""
     revoked: bool = False
 
     @property
@@ -94,6 +97,7 @@ def evolve(record: Event | None, record_position: int, gate: Event | None) -> Gr
         issued_expires_at=issued_expires_at,
         issued_position=issued_position,
         expires_at=record.expires_at,
+        metadata_sha256=record.metadata_sha256,
         revoked=isinstance(gate, GrantRevoked),
     )
 
@@ -134,6 +138,7 @@ def issue(holding: Holding, proposal: Proposal) -> GrantIssued | None:
         username=proposal.username,
         scopes=proposal.scopes,
         expires_at=proposal.expires_at,
+        metadata_sha256=metadata_sha256(client.metadata),
         at=proposal.at,
         by=proposal.by,
     )
@@ -164,6 +169,7 @@ def extend(
         issued_at=grant.issued_at,
         issued_expires_at=grant.issued_expires_at,
         issued_position=grant.issued_position,
+        metadata_sha256=grant.metadata_sha256,
         at=at,
         by=by,
     )

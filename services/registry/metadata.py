@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
+from appraisal import uris
+from appraisal.uris import Uri, UriRefused
 from grantbook.events import ClientMetadata
-from registry import uris
-from registry.uris import Uri, UriRefused
 
 MAX_REDIRECT_URIS: Final = 32
 MAX_NAME_CHARACTERS: Final = 200

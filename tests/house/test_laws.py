@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = {
     "grantbook": ROOT / "contracts" / "grantbook",
     "door": ROOT / "services" / "door",
+    "appraisal": ROOT / "services" / "appraisal",
     "registry": ROOT / "services" / "registry",
     "projector": ROOT / "services" / "projector",
     "deploy": ROOT / "deploy",
@@ -18,9 +19,10 @@ ROOMS = {
 MAY_IMPORT = {
     "grantbook": set(),
     "door": {"grantbook"},
-    "registry": {"grantbook", "door"},
-    "projector": {"grantbook", "door"},
-    "deploy": {"grantbook", "door", "registry", "projector"},
+    "appraisal": {"grantbook"},
+    "registry": {"grantbook", "door", "appraisal"},
+    "projector": {"grantbook", "door", "appraisal"},
+    "deploy": {"grantbook", "door", "appraisal", "registry", "projector"},
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager"}
 

@@ -12,6 +12,7 @@ from grantbook.events import (
     GrantIssued,
     GrantRevoked,
 )
+from grantbook.fingerprints import metadata_sha256
 from grantbook.sealed import Sealed
 from registry.clients import Intent
 from registry.grants import Proposal
@@ -41,6 +42,7 @@ ISSUED = GrantIssued(
     username=SEALED,
     scopes=("read", "write"),
     expires_at=NOON + 8 * HOUR,
+    metadata_sha256=metadata_sha256(CLAUDE),
     at=NOON,
     by=IDP,
 )

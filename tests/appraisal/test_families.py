@@ -2,8 +2,8 @@
 
 import pytest
 
+from appraisal import families
 from grantbook.events import ClientMetadata
-from projector import families
 from tests.projector.given import metadata
 
 PLAIN = metadata("Agent", redirect_uris=("http://127.0.0.1:3000/cb", "https://agent.example/cb"))

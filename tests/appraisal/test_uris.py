@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import metadata, uris
+from appraisal import uris
+from appraisal.uris import UriRefused
+from registry import metadata
 from registry.metadata import MetadataRefused
-from registry.uris import UriRefused
 
 TAKEN = {
     "https://claude.ai/api/mcp/auth_callback": "web",
