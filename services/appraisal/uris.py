@@ -7,6 +7,7 @@ leaves out spaces, backslashes, quotes, angle brackets, control characters and e
 
 import ipaddress
 import re
+import urllib.parse
 from typing import Final
 
 from msgspec import Struct
@@ -14,6 +15,8 @@ from msgspec import Struct
 MAX_URI_CHARACTERS: Final = 2_048
 MAX_HOST_CHARACTERS: Final = 253
 MAX_PORT: Final = 65_535
+MAX_DECODINGS: Final = 3
+"""Of percent-encoding, in text that is no URI but may be shown as one."""
 
 NEVER_REDIRECTED_TO: Final = frozenset(
     """
@@ -28,6 +31,9 @@ NEVER_REDIRECTED_TO: Final = frozenset(
 )
 """Schemes that a browser runs or reads, or that belong to another protocol: none is an app's private-use scheme."""
 
+_DROPPED: Final = re.compile(r"[\t\n\r]")
+_LEADING: Final = "".join(map(chr, range(33)))
+_SCRIPT: Final = re.compile(r"(?:javascript|vbscript|livescript|data|blob|file|about|view-source)\s*:", re.IGNORECASE)
 _CHARACTERS: Final = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+\Z")
 _ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _PARTS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?[^#]*)?(#.*)?\Z")
@@ -45,6 +51,8 @@ class Uri(Struct, frozen=True):
     scheme: str
     host: str | None
     has_fragment: bool
+    port: int | None = None
+    """As it stands there, of `http` and `https` alone."""
 
 
 class UriRefused(ValueError):
@@ -70,13 +78,14 @@ def parse(text: str) -> Uri:
     if authority is not None and "@" in authority:
         raise UriRefused("with user information")
     if scheme in {"http", "https"}:
-        return Uri(scheme, _web_host(authority), match[4] is not None)
+        host, port = _web_host(authority)
+        return Uri(scheme, host, match[4] is not None, port)
     if not authority and not match[3]:
         raise UriRefused("nothing but a scheme")
     return Uri(scheme, authority.lower() if authority else None, match[4] is not None)
 
 
-def _web_host(authority: str | None) -> str:
+def _web_host(authority: str | None) -> tuple[str, int | None]:
     match = _HOST_AND_PORT.match(authority) if authority else None
     if match is None:
         raise UriRefused("without a host, or with a port that is none")
@@ -96,7 +105,24 @@ def _web_host(authority: str | None) -> str:
     elif _NUMERIC_LABEL.match(host.rpartition(".")[2]) and not _DOTTED_QUAD.match(host):
         # Browsers read 127.1, 0x7f.1 and 2130706433 as addresses (WHATWG URL, "ends in a number").
         raise UriRefused("with an IPv4 address that is no dotted quad")
-    return host
+    return host, None if match[2] is None else int(match[2])
+
+
+def runs_script(text: str) -> bool:
+    """Whether a browser that is given this as a link would run a script, or show what the text itself says.
+
+    For free text that is often shown as links. What a browser drops is dropped here (WHATWG URL: controls and spaces
+    around, tabs and line breaks anywhere), and what a careless decoder would undo is undone.
+    """
+    for _ in range(MAX_DECODINGS):
+        dropped = _DROPPED.sub("", text).lstrip(_LEADING)
+        if _SCRIPT.match(dropped):
+            return True
+        decoded = urllib.parse.unquote(text, errors="replace")
+        if decoded == text:
+            return False
+        text = decoded
+    return False
 
 
 def is_loopback(host: str | None) -> bool:
