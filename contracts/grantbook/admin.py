@@ -30,6 +30,7 @@ class ClientItem(Struct, frozen=True, kw_only=True):
     last_activity_at: datetime | UnsetType = UNSET
     family: str
     flags: list[str]
+    """What an admin should look at; `ClientDetail.why_flagged` has a sentence for each."""
 
 
 class HistoryEntry(Struct, frozen=True, kw_only=True):
@@ -48,6 +49,10 @@ class ClientDetail(ClientItem, frozen=True, kw_only=True):
     """A client with its whole registration (RFC 7591, secrets excepted) and its history, oldest first."""
 
     metadata: dict[str, Any]
+    metadata_sha256: str
+    """Fingerprint of the metadata as it is now: see `grantbook.fingerprints`."""
+    why_flagged: dict[str, str] | UnsetType = UNSET
+    """For each of `flags`, in a sentence, what it says. Absent where there is none."""
     history: list[HistoryEntry]
 
 
@@ -69,18 +74,49 @@ class GrantItem(Struct, frozen=True, kw_only=True):
     """`active`, `suspended` (its client is), `expired` or `revoked`."""
     ended_at: datetime | UnsetType = UNSET
     ended_reason: str | UnsetType = UNSET
+    metadata_sha256: str | UnsetType = UNSET
+    """Of the client's metadata as the user was shown it. Absent where it was not recorded."""
 
 
 class FamilyItem(Struct, frozen=True, kw_only=True):
-    """Identical registrations, grouped."""
+    """Identical registrations, grouped. Deleted clients do not count."""
 
     family: str
     client_name: str | UnsetType = UNSET
     redirect_uris: list[str]
     clients: int
     active_grants: int
+    flags: list[str]
+    """All that any of the clients has, but for `never_used`, which is each client's own."""
     first_seen_at: datetime
     last_seen_at: datetime
+
+
+class Preview(Struct, frozen=True, kw_only=True):
+    """What deleting a client, or a whole family, would end now."""
+
+    family: str
+    client_id: str | UnsetType = UNSET
+    """Given where it is about one client."""
+    clients: int
+    """Clients that are not deleted yet."""
+    active_grants: int
+    suspended_grants: int
+    """Grants of suspended clients: denied now, and given back if they were resumed instead."""
+    users: int
+    """Users who have an active grant."""
+    scopes: list[str]
+    """What the active grants allow, in order of name; the first 100."""
+    last_activity_at: datetime | UnsetType = UNSET
+
+
+class StaleClient(ClientItem, frozen=True, kw_only=True):
+    """A client that nobody has used for long.
+
+    `last_used_at` is the latest of its activity, its grants being issued or extended, and its registration.
+    """
+
+    last_used_at: datetime
 
 
 class ClientPage(Struct, frozen=True, kw_only=True):
@@ -89,6 +125,25 @@ class ClientPage(Struct, frozen=True, kw_only=True):
     items: list[ClientItem]
     next_cursor: str | UnsetType = UNSET
     total: int | UnsetType = UNSET
+
+
+class StaleClientPage(Struct, frozen=True, kw_only=True):
+    """A page of clients that nobody has used since a moment, which is the same on all pages of a list.
+
+    `as_of` and `activity_as_of` are positions of the two logs that the page holds for. With them the command that
+    deletes the clients of a list spares those that came into use since.
+    """
+
+    items: list[StaleClient]
+    next_cursor: str | UnsetType = UNSET
+    total: int | UnsetType = UNSET
+    active_grants: int | UnsetType = UNSET
+    """Active grants of all clients of the list. Given with `total`."""
+    users: int | UnsetType = UNSET
+    """Users who have one of these. Given with `total`."""
+    unused_since: datetime
+    as_of: str
+    activity_as_of: str
 
 
 class GrantPage(Struct, frozen=True, kw_only=True):
@@ -168,6 +223,8 @@ class GrantAsOf(Struct, frozen=True, kw_only=True):
     status: str
     ended_at: datetime | UnsetType = UNSET
     ended_reason: str | UnsetType = UNSET
+    metadata_sha256: str | UnsetType = UNSET
+    """Of the client's metadata as the user was shown it. Absent where it was not recorded."""
 
 
 class ClientAsOf(Struct, frozen=True, kw_only=True):
@@ -180,4 +237,6 @@ class ClientAsOf(Struct, frozen=True, kw_only=True):
     source: str
     created_at: datetime
     metadata: dict[str, Any]
+    metadata_sha256: str
+    """Fingerprint of `metadata`: see `grantbook.fingerprints`."""
     grants: list[GrantAsOf]

@@ -27,6 +27,7 @@ from grantbook.events import (
     GrantRevoked,
     UserGrantsRevoked,
 )
+from grantbook.fingerprints import metadata_sha256
 from grantbook.lifetimes import extension_threshold
 from grantbook.positions import Position
 from grantbook.subjects import token
@@ -56,6 +57,7 @@ class _Grant(Struct, kw_only=True):
     issued_at: datetime
     issued_expires_at: datetime
     expires_at: datetime
+    metadata_sha256: str | None
     ended_at: datetime | None = None
     ended_reason: str | None = None
 
@@ -82,6 +84,7 @@ class _Grant(Struct, kw_only=True):
             status=status,
             ended_at=UNSET if ended_at is None else ended_at,
             ended_reason=UNSET if ended_reason is None else ended_reason,
+            metadata_sha256=UNSET if self.metadata_sha256 is None else self.metadata_sha256,
         )
 
 
@@ -144,6 +147,7 @@ class History:
             source=self._registered.source,
             created_at=self._created_at,
             metadata=registered_members(self._registered.metadata),
+            metadata_sha256=metadata_sha256(self._registered.metadata),
             grants=[
                 each.as_of(moment.at, client_suspended=self._status == "suspended") for each in self._grants.values()
             ],
@@ -159,6 +163,7 @@ class History:
             issued_at=event.at,
             issued_expires_at=event.expires_at,
             expires_at=event.expires_at,
+            metadata_sha256=event.metadata_sha256,
         )
         self._grants[event.grant_id] = grant
         self._grants_of_user.setdefault(token(event.user_id), []).append(grant)

@@ -14,6 +14,9 @@ from msgspec import Struct
 
 Kind = Literal["log", "activity"]
 
+MAX_SEQUENCE: Final = 2**63 - 1
+"""No log comes that far, and no database counts further."""
+
 _TOKEN: Final = re.compile(r"(log|activity)-([0-9a-f]{8})-(0|[1-9][0-9]{0,18})\Z")
 
 
@@ -35,7 +38,7 @@ class InvalidPosition(ValueError):
 def parse(text: str) -> Position:
     """The position that a token says. Raises `InvalidPosition`."""
     match = _TOKEN.match(text)
-    if match is None:
+    if match is None or int(match[3]) > MAX_SEQUENCE:
         message = "a position looks like log-0a1b2c3d-42"
         raise InvalidPosition(message)
     kind: Kind = "log" if match[1] == "log" else "activity"

@@ -14,11 +14,15 @@ MAX_CURSOR_CHARACTERS: Final = 4_096
 
 
 class Place(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The last row of a page: of which list in which order, its sorted value as text, and its tie-breaker."""
+    """The last row of a page: of which list in which order, its sorted value as text, and its tie-breaker.
+
+    `since` is a moment (RFC 3339) that all pages of the list have in common, for lists that have one.
+    """
 
     order: str
     value: str
     tie: str
+    since: str = ""
 
 
 class InvalidCursor(ValueError):

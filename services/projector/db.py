@@ -30,7 +30,13 @@ else:
     Pool = asyncpg.Pool
 
 SCHEMA_SQL: Final = (files("projector") / "schema.sql").read_text("utf-8")
-SCHEMA: Final = f"grantbook_{hashlib.sha256(SCHEMA_SQL.encode()).hexdigest()[:12]}"
+_RULES: Final = sorted(
+    (each for each in files("appraisal").iterdir() if each.name.endswith((".py", ".json"))), key=lambda each: each.name
+)
+"""What families and flags are made by. Rows by other rules would group clients otherwise than the registry does."""
+SCHEMA: Final = (
+    f"grantbook_{hashlib.sha256(SCHEMA_SQL.encode() + b''.join(each.read_bytes() for each in _RULES)).hexdigest()[:12]}"
+)
 META_SCHEMA: Final = "grantbook_meta"
 """Holds what is not made from the log: the key of cursors."""
 CHANNEL: Final = "grantbook_position"
@@ -262,6 +268,9 @@ async def move_checkpoint(
 
 async def write_halted(connection: AnyConnection, read_model: ReadModel, reason: str | None) -> None:
     """Note beside the checkpoint why the read model stands still, for those who read it; None: it goes on."""
+    if reason is not None:
+        # It may repeat what stands in a log that nobody of ours wrote; `text` holds neither NUL nor half a surrogate.
+        reason = reason.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "backslashreplace").decode()
     await connection.execute(
         "UPDATE checkpoints SET halted = $2 WHERE read_model = $1 AND halted IS DISTINCT FROM $2", read_model, reason
     )

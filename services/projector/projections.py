@@ -12,7 +12,7 @@ from typing import Final, assert_never
 import msgspec
 from msgspec import Struct
 
-from appraisal import families
+from appraisal import families, flags
 from grantbook import subjects, wire
 from grantbook.as_of import USER_GRANTS_REVOKED
 from grantbook.events import (
@@ -33,11 +33,17 @@ from grantbook.sealed import Sealed
 from projector.db import AnyConnection
 
 REMEMBERED_SCOPES: Final = 4_096
+REMEMBERED_METADATA: Final = 1_024
+MAX_REMEMBERED_METADATA_BYTES: Final = 4_096
+"""Larger metadata is judged each time: what is remembered stays within a few megabytes."""
+NEW_HOST: Final = timedelta(seconds=flags.NEW_HOST_SECONDS)
+BURST: Final = timedelta(seconds=flags.BURST_SECONDS)
 
 GrantKey = tuple[str, str]
 Row = tuple[object, ...]
 
 _json: Final = msgspec.json.Encoder()
+_metadata: Final = msgspec.json.Decoder(ClientMetadata)
 
 
 class UnknownType(Exception):
@@ -63,9 +69,12 @@ class LogBatch(Struct):
     events: list[Row] = []
     clients: dict[str, Row] = {}
     metadata: dict[str, Row] = {}
+    hosts: dict[str, Row] = {}
+    """Of every registration and change, the ones that are overtaken in the batch too."""
     client_gates: dict[str, ClientGate] = {}
     grants: dict[GrantKey, Row] = {}
     extensions: dict[GrantKey, Row] = {}
+    granted: list[Row] = []
     revocations: dict[GrantKey, Row] = {}
     users: dict[str, None] = {}
     cut_offs: dict[tuple[str, int], Row] = {}
@@ -100,13 +109,14 @@ def fold(  # noqa: C901  one case an event type
     match event:
         case ClientRegistered():
             client = subjects.token(event.client_id)
-            columns = _metadata_columns(event.metadata)
+            judged = _fold_metadata(batch, event.metadata, position, at)
             batch.clients.setdefault(
-                client, (client, _text(event.client_id), position, event.at, _text(event.source), *columns)
+                client, (client, _text(event.client_id), position, at, event.at, _text(event.source), *judged.columns)
             )
         case ClientMetadataChanged():
             client = subjects.token(event.client_id)
-            batch.metadata[client] = (client, position, *_metadata_columns(event.metadata))
+            judged = _fold_metadata(batch, event.metadata, position, at)
+            batch.metadata[client] = (client, position, at, *judged.columns)
         case ClientSuspended():
             client = subjects.token(event.client_id)
             _fold_gate(batch, client, ClientGate(position, suspended_position=position))
@@ -135,13 +145,16 @@ def fold(  # noqa: C901  one case an event type
                     event.at,
                     event.expires_at,
                     _lapse(event.expires_at, extension_threshold(event.at, event.expires_at)),
+                    None if event.metadata_sha256 is None else _text(event.metadata_sha256),
                 ),
             )
+            batch.granted.append((client, position, event.at))
             batch.users[user] = None
         case GrantExtended():
             client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
             lapses_at = _lapse(event.expires_at, extension_threshold(event.issued_at, event.issued_expires_at))
             batch.extensions[client, grant] = (client, grant, position, event.expires_at, lapses_at)
+            batch.granted.append((client, position, event.at))
         case GrantRevoked():
             client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
             batch.revocations.setdefault((client, grant), (client, grant, position, at, _text(event.reason)))
@@ -159,6 +172,13 @@ def fold(  # noqa: C901  one case an event type
         case _:
             assert_never(event)
     batch.events.append((position, recorded.id, recorded.type, at, client, grant, user, recorded.body.decode()))
+
+
+def _fold_metadata(batch: LogBatch, metadata: ClientMetadata, position: int, at: datetime) -> "_Judged":
+    judged = _judged(metadata)
+    for host in judged.hosts:
+        batch.hosts.setdefault(host, (host, position, at))
+    return judged
 
 
 def _fold_gate(batch: LogBatch, client: str, gate: ClientGate) -> None:
@@ -207,38 +227,15 @@ async def apply(connection: AnyConnection, batch: LogBatch) -> None:
         """,
         *_columns(batch.events),
     )
-    if batch.clients:
+    if batch.hosts:
         await connection.execute(
             """
-            INSERT INTO clients (client_key, client_id, registered_position, created_at, source, client_name,
-                client_name_folded, redirect_uris, redirect_domains, scope, grant_types, token_endpoint_auth_method,
-                family, flags, metadata)
-            SELECT n.client_key, n.client_id, n.position, n.created_at, n.source, n.client_name, n.folded,
-                n.redirect_uris::text[], n.redirect_domains::text[], n.scope, n.grant_types::text[], n.auth_method,
-                n.family, n.flags::text[], n.metadata
-            FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::json[])
-                AS n (client_key, client_id, position, created_at, source, client_name, folded, redirect_uris,
-                redirect_domains, scope, grant_types, auth_method, family, flags, metadata)
-            ON CONFLICT DO NOTHING
+            INSERT INTO redirect_hosts (host, first_position, first_seen_at)
+            SELECT * FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) ON CONFLICT DO NOTHING
             """,
-            *_columns(batch.clients.values()),
+            *_columns(batch.hosts.values()),
         )
-    if batch.metadata:
-        await connection.execute(
-            """
-            UPDATE clients c SET client_name = n.client_name, client_name_folded = n.folded,
-                redirect_uris = n.redirect_uris::text[], redirect_domains = n.redirect_domains::text[], scope = n.scope,
-                grant_types = n.grant_types::text[], token_endpoint_auth_method = n.auth_method, family = n.family,
-                flags = n.flags::text[], metadata = n.metadata
-            FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::text[], $10::text[], $11::text[], $12::json[])
-                AS n (client_key, position, client_name, folded, redirect_uris, redirect_domains, scope, grant_types,
-                auth_method, family, flags, metadata)
-            WHERE c.client_key = n.client_key AND c.registered_position < n.position
-            """,
-            *_columns(batch.metadata.values()),
-        )
+    await _apply_clients(connection, batch)
     if batch.client_gates:
         await connection.execute(
             """
@@ -274,19 +271,90 @@ async def apply(connection: AnyConnection, batch: LogBatch) -> None:
         )
 
 
+async def _apply_clients(connection: AnyConnection, batch: LogBatch) -> None:
+    """Registrations and changed metadata. The batch's hosts must be there: when one was first seen is looked up."""
+    if batch.clients:
+        # An id is registered once. Should it ever stand in the log again, the first counts. A registration is one of
+        # many if that which stands so many places before it, among those of its family, was shortly before it.
+        await connection.execute(
+            """
+            WITH n AS MATERIALIZED (
+                SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[],
+                    $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
+                    $14::text[], $15::text[], $16::json[], $17::text[])
+                    AS n (client_key, client_id, position, registered_at, created_at, source, client_name, folded,
+                    redirect_uris, redirect_domains, scope, grant_types, auth_method, family, flags, metadata,
+                    redirect_hosts)
+                WHERE NOT EXISTS (SELECT FROM clients c WHERE c.client_key = n.client_key)
+            ), paced AS (
+                SELECT position, registered_at - lag(registered_at, $19::int) OVER (
+                    PARTITION BY family ORDER BY position
+                ) <= $20::interval AS many
+                FROM (
+                    SELECT family, position, registered_at FROM n
+                    UNION ALL
+                    SELECT f.family, b.registered_position, b.registered_at
+                    FROM (SELECT DISTINCT family FROM n) f
+                    CROSS JOIN LATERAL (
+                        SELECT c.registered_position, c.registered_at FROM clients c
+                        WHERE c.registered_family = f.family ORDER BY c.registered_position DESC LIMIT $19::int
+                    ) b
+                ) all_of_family
+            )
+            INSERT INTO clients (client_key, client_id, registered_position, registered_at, created_at, source,
+                client_name, client_name_folded, redirect_uris, redirect_domains, scope, grant_types,
+                token_endpoint_auth_method, family, registered_family, flags, metadata, new_redirect_host,
+                many_registrations)
+            SELECT n.client_key, n.client_id, n.position, n.registered_at, n.created_at, n.source, n.client_name,
+                n.folded, n.redirect_uris::text[], n.redirect_domains::text[], n.scope, n.grant_types::text[],
+                n.auth_method, n.family, n.family, n.flags::text[], n.metadata,
+                EXISTS (
+                    SELECT FROM redirect_hosts h
+                    WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.registered_at - $18::interval
+                ),
+                coalesce(p.many, false)
+            FROM n JOIN paced p USING (position)
+            """,
+            *_columns(batch.clients.values()),
+            NEW_HOST,
+            flags.BURST_CLIENTS,
+            BURST,
+        )
+    if batch.metadata:
+        await connection.execute(
+            """
+            UPDATE clients c SET client_name = n.client_name, client_name_folded = n.folded,
+                redirect_uris = n.redirect_uris::text[], redirect_domains = n.redirect_domains::text[], scope = n.scope,
+                grant_types = n.grant_types::text[], token_endpoint_auth_method = n.auth_method, family = n.family,
+                flags = n.flags::text[], metadata = n.metadata,
+                new_redirect_host = EXISTS (
+                    SELECT FROM redirect_hosts h
+                    WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.changed_at - $15::interval
+                )
+            FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[],
+                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::json[], $14::text[])
+                AS n (client_key, position, changed_at, client_name, folded, redirect_uris, redirect_domains, scope,
+                grant_types, auth_method, family, flags, metadata, redirect_hosts)
+            WHERE c.client_key = n.client_key AND c.registered_position < n.position
+            """,
+            *_columns(batch.metadata.values()),
+            NEW_HOST,
+        )
+
+
 async def _apply_grants(connection: AnyConnection, batch: LogBatch) -> None:
     if batch.grants:
         # An id is issued once. Should a second `issued` ever stand in the log, the first counts.
         await connection.execute(
             """
             INSERT INTO grants (client_key, grant_key, grant_id, client_id, user_key, user_id, username,
-                username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at)
+                username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at, metadata_sha256)
             SELECT n.client_key, n.grant_key, n.grant_id, n.client_id, n.user_key, n.user_id, n.username, n.folded,
-                n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at
+                n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at, n.metadata_sha256
             FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[], $10::bigint[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[])
+                $9::text[], $10::bigint[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::text[])
                 AS n (client_key, grant_key, grant_id, client_id, user_key, user_id, username, folded, scopes, position,
-                issued_at, expires_at, lapses_at)
+                issued_at, expires_at, lapses_at, metadata_sha256)
             ON CONFLICT DO NOTHING
             """,
             *_columns(batch.grants.values()),
@@ -300,6 +368,21 @@ async def _apply_grants(connection: AnyConnection, batch: LogBatch) -> None:
             WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key AND g.issued_position < n.position
             """,
             *_columns(batch.extensions.values()),
+        )
+    if batch.granted:
+        # Of what stands before the registration nothing counts, so each is compared before the latest is taken.
+        await connection.execute(
+            """
+            UPDATE clients c SET last_granted_at = n.at
+            FROM (
+                SELECT g.client_key, max(g.at) AS at
+                FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS g (client_key, position, at)
+                JOIN clients r ON r.client_key = g.client_key AND r.registered_position < g.position
+                GROUP BY g.client_key
+            ) n
+            WHERE c.client_key = n.client_key AND c.last_granted_at < n.at
+            """,
+            *_columns(batch.granted),
         )
     if batch.revocations:
         await connection.execute(
@@ -338,9 +421,25 @@ async def apply_activity(connection: AnyConnection, batch: ActivityBatch) -> Non
     )
 
 
-def _metadata_columns(metadata: ClientMetadata) -> Row:
+class _Judged(Struct, frozen=True):
+    """What rows say of metadata: columns of `clients`, and the hosts of its redirects."""
+
+    columns: Row
+    hosts: tuple[str, ...]
+
+
+def _judged(metadata: ClientMetadata) -> _Judged:
+    encoded = _json.encode(metadata)
+    if len(encoded) > MAX_REMEMBERED_METADATA_BYTES:
+        return _judgement(encoded)
+    return _remembered_judgement(encoded)
+
+
+def _judgement(encoded: bytes) -> _Judged:
+    metadata = _metadata.decode(encoded)
     name = metadata.client_name
-    return (
+    hosts = tuple(map(_text, flags.redirect_hosts(metadata)))
+    columns = (
         None if name is None else _text(name),
         "" if name is None else _folded(name),
         _array(metadata.redirect_uris),
@@ -349,9 +448,15 @@ def _metadata_columns(metadata: ClientMetadata) -> Row:
         _array(metadata.grant_types),
         _text(metadata.token_endpoint_auth_method),
         families.family(metadata),
-        _array(families.flags(metadata)),
-        _json.encode(metadata).decode(),
+        _array(flags.of_metadata(metadata)),
+        encoded.decode(),
+        _array(hosts),
     )
+    return _Judged(columns, hosts)
+
+
+_remembered_judgement: Final = lru_cache(maxsize=REMEMBERED_METADATA)(_judgement)
+"""By the metadata's bytes: many registrations say the same, and judging names and hosts takes its time."""
 
 
 def _columns(rows: Iterable[Row]) -> list[Sequence[object]]:

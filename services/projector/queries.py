@@ -4,14 +4,15 @@ Of what callers send, nothing becomes SQL: sorts and states are keys of the tabl
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, cast
 
 import asyncpg
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from grantbook import as_of, events, subjects
+from appraisal import flags
+from grantbook import as_of, events, fingerprints, subjects
 from grantbook.admin import (
     AuditEvent,
     AuditPage,
@@ -23,6 +24,8 @@ from grantbook.admin import (
     GrantItem,
     GrantPage,
     HistoryEntry,
+    Preview,
+    StaleClient,
     Totals,
 )
 from grantbook.positions import Position
@@ -35,6 +38,7 @@ MAX_HISTORY: Final = 1_000
 """Most entries of a client's history in one answer; of a longer one, the newest."""
 SORTED_CHARACTERS: Final = 200
 """Names are sorted by so many of their characters: a cursor holds them."""
+MAX_PREVIEWED_SCOPES: Final = 100
 
 Row = asyncpg.Record
 
@@ -58,6 +62,13 @@ CLIENT_STATES: Final[Mapping[str, str]] = {
     "deleted": "c.deleted_position IS NOT NULL",
     "any": "true",
 }
+FLAG_CONDITIONS: Final[Mapping[str, str]] = {
+    "new_redirect_host": "c.new_redirect_host",
+    "many_registrations": "c.many_registrations",
+    "never_used": f"""c.deleted_position IS NULL AND c.last_granted_at = '-infinity'
+        AND c.last_activity_at = '-infinity' AND c.created_at < now() - interval '{flags.NEVER_USED_DAYS} days'""",
+}
+"""Flags that the metadata alone does not tell; the others stand in `c.flags`."""
 GRANT_SORTS: Final[Mapping[str, Sort]] = {
     "issued_at": Sort("g.issued_at", "timestamptz"),
     "last_activity_at": Sort("g.last_activity_at", "timestamptz"),
@@ -77,8 +88,9 @@ _ACTIVE_OF_CLIENTS: Final = """
 _CLIENT_COLUMNS: Final = """
     c.client_key, c.client_id, c.client_name, c.redirect_uris, c.scope, c.grant_types, c.token_endpoint_auth_method,
     c.created_at, c.source, c.suspended_position, c.deleted_position,
-    nullif(c.last_activity_at, '-infinity') AS last_activity_at, c.family, c.flags
-"""
+    nullif(c.last_activity_at, '-infinity') AS last_activity_at, c.family, c.flags,
+""" + ", ".join(f"({condition}) AS {name}" for name, condition in FLAG_CONDITIONS.items())
+_LAST_USED_AT: Final = "greatest(c.last_activity_at, c.last_granted_at, c.created_at)"
 
 
 class Paging(Struct, frozen=True):
@@ -106,6 +118,17 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
     last_activity_before: datetime | None = None
     has_active_grants: bool | None = None
     family: str | None = None
+
+
+class Stale(Struct, frozen=True):
+    """A page of clients that nobody has used since a moment. `users` and `active_grants` are those of all pages."""
+
+    items: list[StaleClient]
+    next_cursor: str | UnsetType
+    unused_since: datetime
+    total: int | UnsetType = UNSET
+    active_grants: int | UnsetType = UNSET
+    users: int | UnsetType = UNSET
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):
@@ -161,8 +184,14 @@ async def client(connection: AnyConnection, key: str) -> ClientDetail | None:
     if row is None:
         return None
     item = _client_item(row, await _active(connection, [key]))
-    metadata = as_of.registered_members(msgspec.json.decode(row["metadata"], type=events.ClientMetadata))
-    return ClientDetail(**msgspec.structs.asdict(item), metadata=metadata, history=[])
+    metadata = msgspec.json.decode(row["metadata"], type=events.ClientMetadata)
+    return ClientDetail(
+        **msgspec.structs.asdict(item),
+        metadata=as_of.registered_members(metadata),
+        metadata_sha256=fingerprints.metadata_sha256(metadata),
+        why_flagged={each: flags.SENTENCES[each] for each in item.flags if each in flags.SENTENCES} or UNSET,
+        history=[],
+    )
 
 
 async def history_of(connection: AnyConnection, key: str) -> list[Row]:
@@ -221,19 +250,41 @@ async def grants_of_user(connection: AnyConnection, key: str, status: str, pagin
     return await _grants(connection, "user", where, status, paging, across_clients=True)
 
 
-async def families(connection: AnyConnection, paging: Paging) -> FamilyPage:
-    """A page of families of clients that are not deleted, the largest first. Raises `cursors.InvalidCursor`."""
-    source = """
-        (SELECT family, count(*) AS clients, min(created_at) AS first_seen_at,
-            max(greatest(created_at, last_activity_at)) AS last_seen_at, min(registered_position) AS first_position
-        FROM clients WHERE deleted_position IS NULL GROUP BY family) f
+async def families(connection: AnyConnection, name: str | None, paging: Paging) -> FamilyPage:
+    """A page of families of clients that are not deleted, the largest first. Raises `cursors.InvalidCursor`.
+
+    `name` is part of the name of one of the clients.
     """
     where = _Where()
+    having = "true"
+    if name is not None:
+        having = f"bool_or(strpos(client_name_folded, {where.parameter(name.casefold())}) > 0)"
+    source = f"({_FAMILIES.format(which='deleted_position IS NULL')} HAVING {having}) f"
     total = await _count(connection, source, where) if paging.count else UNSET
-    columns = "f.family, f.clients, f.first_seen_at, f.last_seen_at, f.first_position"
+    order = "families" if name is None else "families of a name"
     rows, next_cursor = await _page(
-        connection, "families", columns, source, where, Sort("f.clients", "bigint"), "f.family", paging, tie_type="text"
+        connection, order, "f.*", source, where, Sort("f.clients", "bigint"), "f.family", paging, tie_type="text"
     )
+    return FamilyPage(items=await _family_items(connection, rows), next_cursor=next_cursor, total=total)
+
+
+async def family(connection: AnyConnection, name: str) -> FamilyItem | None:
+    """One family; once all of its clients are deleted, as it was, with none. None where there never was one."""
+    of_family = "family = $1"
+    there_are = f"EXISTS (SELECT FROM clients WHERE {of_family} AND deleted_position IS NULL)"
+    which = f"{of_family} AND (deleted_position IS NULL OR NOT {there_are})"
+    items = await _family_items(connection, await connection.fetch(_FAMILIES.format(which=which), name))
+    return items[0] if items else None
+
+
+_FAMILIES: Final = """
+    SELECT family, count(*) FILTER (WHERE deleted_position IS NULL) AS clients, min(created_at) AS first_seen_at,
+        max(greatest(created_at, last_activity_at)) AS last_seen_at, min(registered_position) AS first_position
+    FROM clients WHERE {which} GROUP BY family
+"""
+
+
+async def _family_items(connection: AnyConnection, rows: Sequence[Row]) -> list[FamilyItem]:
     names = [each["family"] for each in rows]
     first = {
         each["family"]: each
@@ -254,19 +305,121 @@ async def families(connection: AnyConnection, paging: Paging) -> FamilyPage:
         names,
     )
     active: dict[str, int] = {each["family"]: each["grants"] for each in counted}
-    items = [
+    flagged: dict[str, set[str]] = {each: set() for each in names}
+    for each in await connection.fetch(
+        """
+        SELECT family, flags, bool_or(new_redirect_host) AS new_redirect_host,
+            bool_or(many_registrations) AS many_registrations
+        FROM clients WHERE family = ANY($1::text[]) AND deleted_position IS NULL GROUP BY family, flags
+        """,
+        names,
+    ):
+        flagged[each["family"]].update(each["flags"], (name for name in _STORED_FLAGS if each[name]))
+    return [
         FamilyItem(
             family=each["family"],
             client_name=_set(first[each["family"]]["client_name"]),
             redirect_uris=first[each["family"]]["redirect_uris"],
             clients=each["clients"],
             active_grants=active.get(each["family"], 0),
+            flags=sorted(flagged[each["family"]], key=_place_of_flag),
             first_seen_at=each["first_seen_at"],
             last_seen_at=each["last_seen_at"],
         )
         for each in rows
     ]
-    return FamilyPage(items=items, next_cursor=next_cursor, total=total)
+
+
+_STORED_FLAGS: Final = ("new_redirect_host", "many_registrations")
+
+
+def _place_of_flag(flag: str) -> tuple[int, str]:
+    return (flags.ALL.index(flag) if flag in flags.ALL else len(flags.ALL), flag)
+
+
+async def preview_of_family(connection: AnyConnection, name: str) -> Preview | None:
+    """What deleting a family would end now. None where there never was a client of it."""
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM clients WHERE family = $1)", name):
+        return None
+    return Preview(family=name, **await _ended_by_deleting(connection, "c.family = $1", name))
+
+
+async def preview_of_client(connection: AnyConnection, key: str) -> Preview | None:
+    """What deleting a client would end now. None where there never was one of this key."""
+    row = await connection.fetchrow("SELECT client_id, family FROM clients WHERE client_key = $1", key)
+    if row is None:
+        return None
+    ended = await _ended_by_deleting(connection, "c.client_key = $1", key)
+    return Preview(client_id=row["client_id"], family=row["family"], **ended)
+
+
+async def _ended_by_deleting(connection: AnyConnection, which: str, value: str) -> dict[str, Any]:
+    row = await connection.fetchrow(
+        f"""
+        WITH there AS MATERIALIZED (
+            SELECT c.client_key, c.last_activity_at FROM clients c WHERE {which} AND c.deleted_position IS NULL
+        ), standing AS MATERIALIZED (
+            SELECT g.active, g.user_key, g.scopes FROM there JOIN grant_states g USING (client_key) WHERE g.stands
+        )
+        SELECT (SELECT count(*) FROM there) AS clients,
+            (SELECT nullif(max(last_activity_at), '-infinity') FROM there) AS last_activity_at,
+            count(*) FILTER (WHERE active) AS active_grants,
+            count(*) FILTER (WHERE NOT active) AS suspended_grants,
+            count(DISTINCT user_key) FILTER (WHERE active) AS users,
+            ARRAY (
+                SELECT DISTINCT scope COLLATE "C" AS scope
+                FROM (SELECT DISTINCT scopes FROM standing WHERE active) s, unnest(s.scopes) AS scope
+                ORDER BY scope LIMIT {MAX_PREVIEWED_SCOPES}
+            ) AS scopes
+        FROM standing
+        """,
+        value,
+    )
+    assert row is not None
+    return {name: _set(value) for name, value in row.items()}
+
+
+async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: datetime, paging: Paging) -> Stale:
+    """A page of clients that nobody has used for so long, the longest unused first. Raises `cursors.InvalidCursor`.
+
+    "Since when" is kept in the cursor: a client does not become stale between two pages of one list.
+    """
+    order = f"stale clients of {unused_for.total_seconds():.0f} s"
+    since = now - unused_for
+    if paging.cursor is not None:
+        since = datetime.fromisoformat(cursors.decode(paging.cursor, paging.key, order=order).since)
+    where = _Where()
+    where.add("c.deleted_position IS NULL")
+    where.add(f"{_LAST_USED_AT} < {{}}", since)
+    counts = {}
+    if paging.count:
+        row = await connection.fetchrow(
+            f"""
+            SELECT (SELECT count(*) FROM clients c WHERE {where}) AS total, count(*) AS active_grants,
+                count(DISTINCT g.user_key) AS users
+            FROM grant_states g JOIN clients c USING (client_key) WHERE g.active AND {where}
+            """,
+            *where.parameters,
+        )
+        assert row is not None
+        counts = dict(row)
+    rows, next_cursor = await _page(
+        connection,
+        order,
+        f"{_CLIENT_COLUMNS}, {_LAST_USED_AT} AS last_used_at",
+        "clients c",
+        where,
+        Sort(_LAST_USED_AT, "timestamptz"),
+        "c.registered_position",
+        paging,
+        since=since.isoformat(),
+    )
+    active = await _active(connection, [each["client_key"] for each in rows])
+    items = [
+        StaleClient(**msgspec.structs.asdict(_client_item(each, active)), last_used_at=each["last_used_at"])
+        for each in rows
+    ]
+    return Stale(items, next_cursor, since, **counts)
 
 
 async def totals(connection: AnyConnection) -> Totals:
@@ -349,8 +502,8 @@ def _clients_where(wanted: ClientFilter) -> _Where:  # noqa: C901  one condition
         where.add("c.grant_types @> {}::text[]", list(wanted.grant_types))
     if wanted.source is not None:
         where.add("c.source = {}", wanted.source)
-    if wanted.flags:
-        where.add("c.flags @> {}::text[]", list(wanted.flags))
+    for each in wanted.flags:
+        where.add(FLAG_CONDITIONS.get(each, "{} = ANY(c.flags)"), *(() if each in FLAG_CONDITIONS else (each,)))
     if wanted.created_after is not None:
         where.add("c.created_at > {}", wanted.created_after)
     if wanted.created_before is not None:
@@ -398,7 +551,8 @@ async def _grants(
     total = await _count(connection, source, where) if paging.count else UNSET
     columns = """
         g.grant_id, g.client_id, g.client_name, g.user_id, g.username, g.scopes, g.issued_at,
-        nullif(g.last_activity_at, '-infinity') AS last_activity_at, g.expires_at, g.status, g.ended_at, g.ended_reason
+        nullif(g.last_activity_at, '-infinity') AS last_activity_at, g.expires_at, g.status, g.ended_at, g.ended_reason,
+        g.metadata_sha256
     """
     rows, next_cursor = await _page(
         connection, f"grants of a {of} {paging.sort}", columns, source, where, sort, "g.issued_position", paging
@@ -417,6 +571,7 @@ async def _grants(
             status=each["status"],
             ended_at=_set(each["ended_at"]),
             ended_reason=_set(each["ended_reason"]),
+            metadata_sha256=_set(each["metadata_sha256"]),
         )
         for each in rows
     ]
@@ -434,6 +589,7 @@ async def _page(
     paging: Paging,
     *,
     tie_type: str = "bigint",
+    since: str = "",
 ) -> tuple[list[Row], str | UnsetType]:
     """Rows behind the cursor, and the cursor behind them. Sorted values travel as text: exact for every type here."""
     direction, compare = ("DESC", "<") if paging.sort.startswith("-") else ("ASC", ">")
@@ -456,7 +612,7 @@ async def _page(
         return rows, UNSET
     rows = rows[: paging.limit]
     last = rows[-1]
-    return rows, cursors.encode(Place(order, last["sorted_value"], last["sorted_tie"]), paging.key)
+    return rows, cursors.encode(Place(order, last["sorted_value"], last["sorted_tie"], since), paging.key)
 
 
 async def _count(connection: AnyConnection, source: str, where: _Where) -> int:
@@ -490,7 +646,7 @@ def _client_item(row: Row, active: Mapping[str, tuple[int, int]]) -> ClientItem:
         active_users=users,
         last_activity_at=_set(row["last_activity_at"]),
         family=row["family"],
-        flags=row["flags"],
+        flags=[*row["flags"], *(name for name in FLAG_CONDITIONS if row[name])],
     )
 
 

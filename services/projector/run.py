@@ -206,7 +206,9 @@ async def apply(connection: Connection, schema: str, read_model: ReadModel, prep
         async with connection.transaction():
             await db.share_swap_lock(connection, schema)
             await write(connection, schema, read_model, prepared)
-    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.InterfaceError) as error:
+        if isinstance(error, asyncpg.InterfaceError) and connection.is_closed():
+            raise  # else it is what asyncpg says of values that it cannot send at all
         message = (
             f"positions {prepared.before.sequence + 1} to {prepared.after.sequence} of the {read_model} do not fit the "
             f"read model: {error}. Nothing of them was applied; a version is needed that can"

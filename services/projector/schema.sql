@@ -1,5 +1,6 @@
 -- The read models: a cache of the log, that any day can be dropped and made anew from it. No name here says its schema:
--- the schema is named by the SHA-256 of this file, so a change here makes the read models anew, beside the old ones.
+-- the schema is named by the SHA-256 of this file and of the rules in `appraisal`, whose findings stand in these tables.
+-- So a change to either makes the read models anew, beside the old ones.
 --
 -- The log's text may hold characters that `text` cannot (NUL); `json` keeps them escaped, where `jsonb` would refuse.
 
@@ -19,18 +20,36 @@ CREATE TABLE clients (
     grant_types text[] NOT NULL,
     token_endpoint_auth_method text NOT NULL,
     family text NOT NULL,
+    -- What the metadata alone tells.
     flags text[] NOT NULL,
+    -- Flags that the log before the client tells. The first is about the redirects as they are now, and told anew when
+    -- the metadata changes; the other is about the registration.
+    new_redirect_host boolean NOT NULL,
+    many_registrations boolean NOT NULL,
+    -- As it registered, whatever it says now; and when, by the log's time.
+    registered_family text NOT NULL,
+    registered_at timestamptz NOT NULL,
     metadata json NOT NULL,
     -- The gate. A deletion stays for ever; a suspension until the client is resumed.
     suspended_position bigint,
     deleted_position bigint,
     deleted_at timestamptz,
+    -- When a grant was last issued or extended. Never: '-infinity', so that it can be compared.
+    last_granted_at timestamptz NOT NULL DEFAULT '-infinity',
     -- From the activity. Never used: '-infinity', so that it can be sorted by.
     last_activity_at timestamptz NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 80);
 CREATE INDEX clients_by_created_at ON clients (created_at, registered_position);
 CREATE INDEX clients_by_name ON clients (client_name_folded, registered_position);
 CREATE INDEX clients_by_family ON clients (family);
+CREATE INDEX clients_by_registered_family ON clients (registered_family, registered_position);
+
+-- Hosts that a client ever redirected to, deleted ones too, and where in the log one first did.
+CREATE TABLE redirect_hosts (
+    host text PRIMARY KEY,
+    first_position bigint NOT NULL,
+    first_seen_at timestamptz NOT NULL
+);
 
 -- Room on each page, and no index on what activity and revocations change: those updates stay on their page.
 CREATE TABLE grants (
@@ -49,6 +68,8 @@ CREATE TABLE grants (
     logged_expires_at timestamptz NOT NULL,
     -- Small refreshes are not in the log, so a grant counts as expired only from here on.
     lapses_at timestamptz NOT NULL,
+    -- Of the client's metadata as the user was shown it. NULL in older events.
+    metadata_sha256 text,
     revoked_position bigint,
     revoked_at timestamptz,
     revoked_reason text,

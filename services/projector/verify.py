@@ -30,6 +30,7 @@ COMPARE_SECONDS: Final = 3_600.0
 
 _KEYS: Final = {
     "clients": "client_key",
+    "redirect_hosts": "host",
     "grants": "client_key, grant_key",
     "users": "user_key",
     "cut_offs": "user_key, position",

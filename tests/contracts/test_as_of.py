@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from grantbook import as_of, wire
 from grantbook.admin import ClientAsOf, GrantAsOf
@@ -23,6 +23,7 @@ from grantbook.events import (
     GrantRevoked,
     UserGrantsRevoked,
 )
+from grantbook.fingerprints import metadata_sha256
 from grantbook.positions import Position
 from grantbook.wire import Recorded, Unknown
 from tests.contracts.examples import METADATA, NAME
@@ -109,6 +110,27 @@ def client(*events: Event, **moment: Any) -> ClientAsOf:
 def grant(*events: Event, **moment: Any) -> GrantAsOf:
     [found] = client(*events, **moment).grants
     return found
+
+
+def test_a_grant_tells_the_metadata_that_it_was_given_under() -> None:
+    """Users: what they agreed to is told apart from what the client became afterwards."""
+    before = metadata_sha256(METADATA)
+    renamed = ClientMetadataChanged(
+        client_id="c",
+        source="dcr",
+        metadata=structs.replace(METADATA, client_name="Renamed"),
+        registered_at=NOON,
+        changed=("client_name",),
+        at=NOON,
+        by=BY,
+    )
+    shown = structs.replace(issued(), metadata_sha256=before)
+    assert client(registered()).metadata_sha256 == before
+    after = client(
+        registered(), shown, renamed, structs.replace(extended(200), metadata_sha256=before), issued("older")
+    )
+    assert after.metadata_sha256 == metadata_sha256(renamed.metadata) != before
+    assert [each.metadata_sha256 for each in after.grants] == [before, UNSET]
 
 
 def said(found: GrantAsOf) -> tuple[str, object, object]:

@@ -12,6 +12,7 @@ from door import front, roles
 from grantbook import subjects
 from grantbook.sdk.connection import connect
 from projector import app, db, run
+from projector.api.revocations import OpenStreams
 from projector.db import Connection
 from projector.reads import Reads
 from projector.run import Sources
@@ -116,7 +117,7 @@ async def api(reads: Reads, log: Client) -> AsyncIterator[Api]:
         mint_request_id=given.new_id,
         ready=app.READY,
         warn=app.WARN,
-        state={"reads": reads},
+        state={"reads": reads, "streams": OpenStreams()},
         dependencies=app.DEPENDENCIES,
         answers=app.ANSWERS,
     )

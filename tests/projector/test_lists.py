@@ -235,6 +235,7 @@ async def test_a_family_is_what_registered_alike(log: Client, api: Api, projecte
         ("/admin/v1/clients", {"name": "a\0b"}, "name"),
         ("/admin/v1/clients", {"redirect_uri": "x" * 2_049}, "redirect_uri"),
         ("/admin/v1/clients", {"flag": ["x"] * 51}, "flag"),
+        ("/admin/v1/clients", {"flag": "odd"}, "flag"),
         ("/admin/v1/clients", {"cursor": "AAAA"}, "cursor"),
         ("/admin/v1/clients", {"cursor": "ä"}, "cursor"),
         ("/admin/v1/clients", {"at_least": "soon"}, "at_least"),
@@ -254,6 +255,44 @@ async def test_what_cannot_be_understood_is_refused_by_name(
     problem = await api.get(path, answers=400, **query)
     assert problem["code"] == "invalid_parameter"
     assert problem["detail"].startswith(f"{named}: ")
+
+
+@pytest.mark.parametrize("number", [2**63, 10**400, -1], ids=str)
+@pytest.mark.parametrize(
+    ("role", "path", "name", "like"),
+    [
+        ("admin", "/admin/v1/clients", "limit", "{number}"),
+        ("admin", "/admin/v1/stale-clients?unused_for=1d", "limit", "{number}"),
+        ("admin", "/admin/v1/stale-clients", "unused_for", "{number}d"),
+        ("admin", "/admin/v1/clients", "at_least", "log-{identity}-{number}"),
+        ("admin", "/admin/v1/clients", "at_least", "activity-{identity}-{number}"),
+        ("auditor", "/audit/v1/events", "limit", "{number}"),
+        ("auditor", "/audit/v1/events", "after", "log-{identity}-{number}"),
+        ("auditor", "/audit/v1/clients/c1", "as_of", "log-{identity}-{number}"),
+        ("feed", "/revocations/v1/stream", "after", "log-{identity}-{number}"),
+    ],
+)
+async def test_a_number_that_no_log_reaches_is_refused(
+    role: Any,
+    path: str,
+    name: str,
+    like: str,
+    number: int,
+    log: Client,
+    api: Api,
+    projected: None,
+    database: Connection,
+) -> None:
+    """Operators: whoever sends a number that no column holds gets an answer, and wakes nobody up."""
+    await written.write(log, written.registered("c1"))
+    await caught_up(database, log)
+    identity = (await written.position(log, subjects.LOG, 1)).split("-")[1]
+    said = like.format(identity=identity, number=number)
+    path, _, query = path.partition("?")
+    asked: dict[str, Any] = dict(each.split("=") for each in query.split("&") if each)
+    answer = await api.ask(path, role=role, **asked | {name: said})
+    assert answer.status_code == 400, answer.text
+    assert name in answer.json()["detail"]
 
 
 async def test_a_cursor_of_another_order_is_refused(lists: Api) -> None:

@@ -34,7 +34,10 @@ async def rows(database: Connection, table: str) -> list[dict[str, Any]]:
 
 
 async def everything(database: Connection) -> dict[str, list[dict[str, Any]]]:
-    return {each: await rows(database, each) for each in ("clients", "grants", "users", "cut_offs", "events")}
+    return {
+        each: await rows(database, each)
+        for each in ("clients", "redirect_hosts", "grants", "users", "cut_offs", "events")
+    }
 
 
 def mixed() -> list[Event]:
@@ -82,7 +85,7 @@ async def test_the_rows_do_not_depend_on_how_the_log_was_cut_into_batches(
                     projections.fold(batch, each.recorded(), {})
                 await projections.apply(database, batch)
             found.append(await everything(database))
-            await database.execute("TRUNCATE clients, grants, users, cut_offs, events")
+            await database.execute("TRUNCATE clients, redirect_hosts, grants, users, cut_offs, events")
     assert all(each == found[0] for each in found)
     assert len(found[0]["events"]) == len(events)
 
@@ -237,6 +240,28 @@ async def until_unready(api: Api, reason: str) -> None:
         return answer.status_code == 503 and reason in answer.json()["reasons"].get("read_models", "")
 
     await until(unready, "readyz to say so")
+
+
+async def test_rows_that_cannot_be_sent_halt_the_projector_but_a_broken_connection_does_not(
+    log: Client, sources: Sources, database: Connection
+) -> None:
+    """Operators: trying again helps when Postgres is away. When it is ours to mend, they are told so at once."""
+    at = await db.checkpoint(database, "log")
+    event = (1, "id", "user.grants_revoked", given.now(), None, None, "u", "{}")
+    batch = LogBatch(events=[event], cut_offs={("u", 1): ("u", 1)})
+    unsendable = run.Prepared(at, db.Checkpoint(1, "", ""), batch, 0, 1)
+    with pytest.raises(run.Halt, match="do not fit"):
+        await run.apply(database, db.SCHEMA, "log", unsendable)
+    assert await db.checkpoint(database, "log") == at
+    database.terminate()
+    with pytest.raises(db.UNREACHABLE):
+        await run.apply(database, db.SCHEMA, "log", unsendable)
+
+
+async def test_why_it_halted_is_told_whatever_the_log_said(database: Connection) -> None:
+    """Operators: a reason that repeats odd text out of the log can be written down, too."""
+    await db.write_halted(database, "log", "type \0\ud800")
+    assert await halted(database) == "type \N{REPLACEMENT CHARACTER}\\ud800"
 
 
 async def test_poisoned_activity_halts_the_activity_alone(

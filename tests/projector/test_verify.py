@@ -65,6 +65,7 @@ async def test_verify_finds_every_planted_difference(
         INSERT INTO users (user_key) VALUES ('nobody');
         UPDATE events SET body = '{}' WHERE position = 5;
         DELETE FROM cut_offs WHERE position = 10;
+        UPDATE redirect_hosts SET first_position = 2;
         """
     )
     assert await compared(database_url, sources) == {
@@ -74,6 +75,8 @@ async def test_verify_finds_every_planted_difference(
         ("grants", "log"): 2,
         ("users", "live"): 1,
         ("cut_offs", "log"): 1,
+        ("redirect_hosts", "live"): 1,
+        ("redirect_hosts", "log"): 1,
         ("events", "live"): 1,
         ("events", "log"): 1,
     }

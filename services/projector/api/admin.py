@@ -1,22 +1,35 @@
 """`/admin/v1`, reading: clients, their grants, families of clients, and how far the read models are."""
 
 import asyncio
-from typing import Any, Final
+import re
+from typing import Annotated, Any, Final
 
 import structlog
 from litestar import Response, route
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath, FromQuery, QueryParameter
 from msgspec import UNSET
 
+from appraisal import flags
+from appraisal.families import FAMILY_HEX_DIGITS
 from door.problems import Problem
 from door.roles import requires
 from grantbook import subjects
-from grantbook.admin import ClientDetail, ClientPage, FamilyPage, GrantPage, ReadModelStatus, Status
+from grantbook.admin import (
+    ClientDetail,
+    ClientPage,
+    FamilyItem,
+    FamilyPage,
+    GrantPage,
+    Preview,
+    ReadModelStatus,
+    StaleClientPage,
+    Status,
+)
 from grantbook.events import SOURCES
 from grantbook.positions import Position
 from grantbook.sdk.log import LogReader, StreamState, Unavailable
-from projector import queries
+from projector import db, queries
 from projector.api.parameters import (
     DEFAULT_LIMIT,
     READ,
@@ -27,11 +40,13 @@ from projector.api.parameters import (
     Moment,
     Text,
     Texts,
+    all_of,
     answer,
     moment,
     one_of,
     paging,
     reading,
+    span,
     text,
     texts,
 )
@@ -41,6 +56,7 @@ from projector.reads import NO_IDENTITY, Reads
 
 _admin: Final = [requires("admin")]
 _TAGS: Final = ["admin: reading"]
+_FAMILY: Final = re.compile(rf"[0-9a-f]{{{FAMILY_HEX_DIGITS}}}\Z")
 _log = structlog.get_logger("projector")
 
 
@@ -78,7 +94,7 @@ async def list_clients(
         grant_types=texts("grant_type", grant_type),
         source=None if source is None else one_of("source", source, SOURCES),
         status=one_of("status", status, CLIENT_STATES),
-        flags=texts("flag", flag),
+        flags=all_of("flag", flag, flags.SENTENCES),
         created_after=moment("created_after", created_after),
         created_before=moment("created_before", created_before),
         last_activity_before=moment("last_activity_before", last_activity_before),
@@ -109,6 +125,18 @@ async def inspect_client(
         notes = {}
     told = queries.history(rows, notes, seen.position.identity)
     return answer(_with_history(client, told), seen.position)
+
+
+@route("/admin/v1/clients/{client_id:str}/preview", http_method=READ, guards=_admin, tags=_TAGS)
+async def preview_client(
+    client_id: FromPath[str], reads: NamedDependency[Reads], at_least: AtLeast = None
+) -> Response[Preview]:
+    """What deleting the client would end now. Of one that is deleted already: nothing."""
+    async with reading(reads, at_least) as seen:
+        preview = await queries.preview_of_client(seen.connection, subjects.token_in_path(client_id))
+    if preview is None:
+        raise _unknown()
+    return answer(preview, seen.position)
 
 
 @route("/admin/v1/clients/{client_id:str}/grants", http_method=READ, guards=_admin, tags=_TAGS)
@@ -159,15 +187,80 @@ async def list_grants_of_user(
 async def list_families(
     reads: NamedDependency[Reads],
     *,
+    name: Text = None,
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
     count: Count = False,
     at_least: AtLeast = None,
 ) -> Response[FamilyPage]:
-    """Identical registrations, grouped, the largest family first. Deleted clients do not count."""
+    """Identical registrations, grouped, the largest family first. Deleted clients do not count.
+
+    `name` is a part of the name in any case.
+    """
     page = paging(reads, "-clients", ("clients",), limit, cursor, count=count)
+    name = text("name", name)
     async with reading(reads, at_least) as seen:
-        return answer(await queries.families(seen.connection, page), seen.position)
+        return answer(await queries.families(seen.connection, name, page), seen.position)
+
+
+@route("/admin/v1/families/{family:str}", http_method=READ, guards=_admin, tags=_TAGS)
+async def inspect_family(
+    family: FromPath[str], reads: NamedDependency[Reads], at_least: AtLeast = None
+) -> Response[FamilyItem]:
+    """One family. When all of its clients are deleted, it is still told, with no clients."""
+    async with reading(reads, at_least) as seen:
+        found = await queries.family(seen.connection, _checked(family))
+    if found is None:
+        raise _unknown_family()
+    return answer(found, seen.position)
+
+
+@route("/admin/v1/families/{family:str}/preview", http_method=READ, guards=_admin, tags=_TAGS)
+async def preview_family(
+    family: FromPath[str], reads: NamedDependency[Reads], at_least: AtLeast = None
+) -> Response[Preview]:
+    """What deleting all clients of the family would end now."""
+    async with reading(reads, at_least) as seen:
+        preview = await queries.preview_of_family(seen.connection, _checked(family))
+    if preview is None:
+        raise _unknown_family()
+    return answer(preview, seen.position)
+
+
+@route("/admin/v1/stale-clients", http_method=READ, guards=_admin, tags=_TAGS)
+async def list_stale_clients(
+    reads: NamedDependency[Reads],
+    *,
+    unused_for: Annotated[
+        str, QueryParameter(description="For how long nobody used them: a number and one of s, m, h, d, w, like `90d`.")
+    ],
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+    count: Count = False,
+    at_least: AtLeast = None,
+) -> Response[StaleClientPage]:
+    """Clients that nobody has used for so long, the longest unused first: a dry run, which changes nothing.
+
+    Active and suspended ones. Used is: active, or let in by a user, or its grant extended, or only just registered. To
+    delete those of a page, send their ids with the page's `as_of` and `activity_as_of` to
+    `POST /admin/v1/stale-clients/delete`: it spares those that came into use since.
+    """
+    length = span("unused_for", unused_for)
+    page = paging(reads, "last_used_at", ("last_used_at",), limit, cursor, count=count)
+    async with reading(reads, at_least) as seen:
+        found = await queries.stale_clients(seen.connection, length, reads.now(), page)
+        activity = await db.checkpoint(seen.connection, "activity")
+    stale = StaleClientPage(
+        items=found.items,
+        next_cursor=found.next_cursor,
+        total=found.total,
+        active_grants=found.active_grants,
+        users=found.users,
+        unused_since=found.unused_since,
+        as_of=str(seen.position),
+        activity_as_of=str(Position("activity", activity.identity or NO_IDENTITY, activity.sequence)),
+    )
+    return answer(stale, seen.position)
 
 
 @route("/admin/v1/status", http_method=READ, guards=_admin, tags=_TAGS)
@@ -231,11 +324,26 @@ def _unknown() -> Problem:
     return Problem(404, "client_not_found", "No client was ever registered under this id.")
 
 
+def _checked(family: str) -> str:
+    """The name of a family, if it is such a name at all."""
+    if _FAMILY.match(family) is None:
+        raise _unknown_family()
+    return family
+
+
+def _unknown_family() -> Problem:
+    return Problem(404, "family_not_found", "No client of this family was ever registered.")
+
+
 ADMIN_ROUTES: Final = [
     list_clients,
     inspect_client,
+    preview_client,
     list_grants_of_client,
     list_grants_of_user,
     list_families,
+    inspect_family,
+    preview_family,
+    list_stale_clients,
     show_status,
 ]

@@ -1,8 +1,9 @@
 """Parameters that lists have in common: what they are, and refusing what they cannot be."""
 
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -26,6 +27,9 @@ MAX_LIMIT: Final = 200
 MAX_TEXT_CHARACTERS: Final = 2_048
 """Longest text to filter by: that of a redirect URI."""
 MAX_REPEATED: Final = 50
+MAX_SPAN_DAYS: Final = 3_650
+UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SPAN: Final = re.compile(r"([0-9]{1,9})([smhdw])\Z")
 
 T = TypeVar("T")
 
@@ -81,6 +85,15 @@ def moment(name: str, value: str | None) -> datetime | None:
     except msgspec.ValidationError as error:
         raise invalid_parameter(name, "a time (RFC 3339) with its offset, like 2026-03-14T09:26:53Z") from error
     return utc(name, said)
+
+
+def span(name: str, value: str) -> timedelta:
+    """The length of time that a parameter says: `90d`, `12h`; of seconds, minutes, hours, days or weeks."""
+    match = _SPAN.match(value)
+    said = timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]]) if match is not None else timedelta(0)
+    if not timedelta(0) < said <= timedelta(days=MAX_SPAN_DAYS):
+        raise invalid_parameter(name, f"a number and one of s, m, h, d, w, like 90d; from 1s to {MAX_SPAN_DAYS}d")
+    return said
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
