@@ -117,6 +117,7 @@ def create_app(place: Place) -> Litestar:
         tokens_file=place.tokens_file,
         base_url=place.url,
         allow_development_tokens=True,
+        policy=registry.app.policy_from(os.environ),
     )
     projector_settings = projector.app.Settings(
         nats_url=place.nats_url,
@@ -151,9 +152,9 @@ async def _serve(host: str, port: int, place: Place, servers: list[Server], data
     try:
         await _ensure_streams(place.nats_url, data)
         await db.within_start("Postgres", lambda: _reach(place.database_url), seconds=DATABASE_SECONDS)
-    except (streams.UnsafeStreams, Unavailable, db.NotReached, OSError) as error:
+        application = create_app(place)
+    except (streams.UnsafeStreams, Unavailable, db.NotReached, OSError, ValueError) as error:
         raise CannotStart(str(error)) from error
-    application = create_app(place)
     server = serving.Server(application, host=host, port=port, on_exit=lambda: end_streams(application))
     watching = asyncio.create_task(_watch(server, servers, place, quiet=quiet))
     try:
@@ -197,6 +198,7 @@ def _keep(data: Path) -> Kept:
     file = data / "state.json"
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data.chmod(0o700)  # one that was there may be open to others
         if file.exists():
             return msgspec.json.decode(file.read_bytes(), type=Kept)
         kept = Kept(

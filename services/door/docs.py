@@ -29,6 +29,7 @@ _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).
 CONTENT_SECURITY_POLICY: Final = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_BODY: Final = "grantbook_body"
 _METHODS: Final = ("get", "put", "post", "delete", "patch")
 
 
@@ -39,12 +40,17 @@ class _Page(OpenAPIRenderPlugin):
 
     def render(self, request: Request[Any, Any, State], openapi_schema: dict[str, Any]) -> bytes:
         if self._page is None:
-            self._page = page(with_roles(openapi_schema, request.app)).encode()
+            self._page = page(completed(openapi_schema, request.app)).encode()
         return self._page
 
 
-def with_roles(schema: dict[str, Any], app: Litestar) -> dict[str, Any]:
-    """The OpenAPI document with `security` said for every operation that has a guard: the roles that it lets in."""
+def takes(body: type | dict[str, Any], *, optional: bool = False) -> dict[str, Any]:
+    """For a handler that reads its JSON body itself, `opt=takes(...)`: its shape, as a Struct or a JSON Schema."""
+    return {_BODY: (body, optional)}
+
+
+def completed(schema: dict[str, Any], app: Litestar) -> dict[str, Any]:
+    """The OpenAPI document with what only our handlers know: the roles that are let in, and bodies (see `takes`)."""
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
             continue
@@ -54,7 +60,22 @@ def with_roles(schema: dict[str, Any], app: Litestar) -> dict[str, Any]:
                 operation = schema["paths"].get(route.path_format, {}).get(method.lower())
                 if operation is not None:
                     operation["security"] = [{"bearer": list(roles)}]
+            taken: tuple[type | dict[str, Any], bool] | None = handler.opt.get(_BODY)
+            for method in handler.http_methods if taken is not None else ():
+                operation = schema["paths"].get(route.path_format, {}).get(method.lower())
+                if operation is not None and taken is not None:
+                    operation["requestBody"] = _request_body(taken[0], schema, optional=taken[1])
     return schema
+
+
+def _request_body(body: type | dict[str, Any], schema: dict[str, Any], *, optional: bool) -> dict[str, Any]:
+    said: dict[str, Any]
+    if isinstance(body, dict):
+        said = body
+    else:
+        (said,), parts = msgspec.json.schema_components([body], ref_template="#/components/schemas/{name}")
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+    return {"required": not optional, "content": {"application/json": {"schema": said}}}
 
 
 def config(name: str) -> OpenAPIConfig:
@@ -84,7 +105,7 @@ def config(name: str) -> OpenAPIConfig:
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
 def openapi_json(request: Request[Any, Any, State]) -> Response[bytes]:
     """The OpenAPI document of this process."""
-    schema = with_roles(request.app.openapi_schema.to_schema(), request.app)
+    schema = completed(request.app.openapi_schema.to_schema(), request.app)
     return Response(msgspec.json.encode(schema), media_type=MediaType.JSON)
 
 

@@ -39,6 +39,7 @@ CODES: Final[dict[str, CodeNote]] = {
     "client_suspended": CodeNote(
         "The client is suspended", "An admin may resume it; until then its grants are denied."
     ),
+    "family_not_found": CodeNote("There is no such family", "No client of this family was ever registered."),
     "feed_behind_log": CodeNote(
         "The revocation feed does not belong to the log",
         "The log was restored while the feed was kept. Rebuild the feed: `python -m registry ensure-streams "
@@ -59,8 +60,20 @@ CODES: Final[dict[str, CodeNote]] = {
     "invalid_parameter": CodeNote(
         "A parameter cannot be understood", "The detail names it: of the path, the query or the body."
     ),
+    "invalid_software_statement": CodeNote(
+        "The software statement is refused", "It does not verify; RFC 7591 section 3.2.2."
+    ),
+    "unapproved_software_statement": CodeNote(
+        "The software statement is not approved here", "Its issuer is not trusted here; RFC 7591 section 3.2.2."
+    ),
     "invalid_redirect_uri": CodeNote("A redirect URI is refused", "RFC 7591 section 3.2.2; the detail says why."),
     "invalid_request": CodeNote("The request cannot be understood", "The detail says what was expected."),
+    "invalid_token": CodeNote(
+        "The registration access token is not the client's", "RFC 7592; the client may also be gone. Register anew."
+    ),
+    "list_too_old": CodeNote(
+        "The list is too old", "Too much happened since it was made, or the log is another. Make the list again."
+    ),
     "log_full": CodeNote("The log is nearly full", "Only revocations and deletions are accepted until it has room."),
     "method_not_allowed": CodeNote("The method is not allowed here", "The `Allow` header lists those that are."),
     "not_authenticated": CodeNote("A bearer token is needed", "Send `Authorization: Bearer <token>` (RFC 6750)."),

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 from litestar.connection import ASGIConnection, Request
@@ -76,16 +76,28 @@ class Keyring(Struct, frozen=True):
         """Who sent this `Authorization` header. Raises a 401 `Problem`, and nothing else, whatever the header is."""
         if authorization is None:
             raise _unauthenticated(presented=False)
-        match = _BEARER.match(authorization) if len(authorization) <= MAX_AUTHORIZATION_CHARACTERS else None
-        digest = _digest(match[1] if match else "")
+        token = bearer_token(authorization)
+        digest = _digest(token or "")
         found: Entry | None = None
         for each in self.entries:
             # No early exit: the loop takes as long for the first entry as for none.
             if hmac.compare_digest(each.sha256, digest):
                 found = each
-        if match is None or found is None:
+        if token is None or found is None:
             raise _unauthenticated(presented=True)
         return Caller(found.name, found.role)
+
+
+def bearer_token(authorization: str) -> str | None:
+    """The token in an `Authorization` header (RFC 6750 section 2.1), whatever the header is."""
+    match = _BEARER.match(authorization) if len(authorization) <= MAX_AUTHORIZATION_CHARACTERS else None
+    return match[1] if match else None
+
+
+def authorization_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+    """The request's `Authorization` header. Two of them are not one: a proxy and we might disagree on which counts."""
+    sent = connection.headers.getall("authorization", [])
+    return sent[0] if len(sent) == 1 else ", ".join(sent) if sent else None
 
 
 def _digest(token: str) -> str:
@@ -208,9 +220,7 @@ def requires(*roles: Role) -> Guard:
     async def guard(connection: ASGIConnection[object, object, object, State], _: BaseRouteHandler) -> None:
         keyring = connection.app.state.keyring
         assert isinstance(keyring, Keyring)
-        sent = connection.headers.getall("authorization", [])
-        # Two headers are not one of them: which would count is what a proxy and we might disagree on.
-        caller = keyring.authenticate(sent[0] if len(sent) == 1 else ", ".join(sent) if sent else None)
+        caller = keyring.authenticate(authorization_of(connection))
         requests.note_caller(caller.name)
         if caller.role not in roles:
             raise Problem(403, "not_permitted", f"this needs a token of role {' or '.join(roles)}")

@@ -1,16 +1,64 @@
 """How every application of the house is served: uvicorn, with our limits, and with open streams ended at the end."""
 
+import asyncio
 from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
 import uvicorn
 from litestar import Litestar
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 SHUTDOWN_SECONDS: Final = 15
 """Requests that are under way are finished within it. Supervisors should wait a little longer before they kill."""
 BACKLOG_CONNECTIONS: Final = 2_048
 KEEP_ALIVE_SECONDS: Final = 75
+MAX_HEAD_BYTES: Final = 65_536
+"""Of a request line and its headers, give or take what arrives at once."""
+HEAD_SECONDS: Final = 10.0
+"""For the request line and headers to arrive, from their first byte on."""
+BODY_SECONDS: Final = 30.0
+"""For the body to arrive: a connection that trickles holds memory, and answers nobody."""
+
+
+class _Guarded(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself waits for ever, and for as much as ever comes."""
+
+    _head_bytes = 0
+    _in_head = True
+    _timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head and self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.send_400_response("The request's headers are too large.")
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        self._stop_timer()
+        self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        self._stop_timer()
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self.transport.abort()
 
 
 class Server(uvicorn.Server):
@@ -20,6 +68,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 application,
+                http=_Guarded,
                 host=host,
                 port=port,
                 log_config=None,

@@ -25,7 +25,20 @@ def main() -> None:
     GRANTBOOK_TOKENS_FILE       bearer tokens by role, hashed: see `python -m door mint --help`
     GRANTBOOK_NATS_MONITOR_URL  the NATS server's monitoring address; with it, a server that
                                 acknowledges before its data is on disk is refused
-    GRANTBOOK_FANOUT            `off`: leave the fan-out after deletions to other registries
+    GRANTBOOK_FANOUT            `off`: leave the fan-out after deletions, and the expiry of unused
+                                clients, to other registries
+
+    What anybody may do is limited. A rate is <per second>/<burst>, or `off`:
+
+    \b
+    GRANTBOOK_REGISTRATION_LIMIT             of all together; default 20/100000
+    GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE  of an IPv4 address or IPv6 /64; default 1/20000
+    GRANTBOOK_TRUSTED_PROXIES                networks whose X-Forwarded-For is believed; default none
+    GRANTBOOK_MAX_UNUSED_CLIENTS             above it the oldest clients that were never used are
+                                             expired; default 500000, or `off`
+    GRANTBOOK_IDEMPOTENT_REGISTRATION        `on`: identical public clients are one; default off
+    GRANTBOOK_ROTATE_CLIENT_SECRETS          `off`: an update (RFC 7592) keeps the client's secret
+    GRANTBOOK_SOFTWARE_STATEMENT_ISSUERS     file of the issuers whose statements are believed
     """
 
 
@@ -37,7 +50,7 @@ def serve(host: str, port: int) -> None:
     logs.configure()
     try:
         application = app.create_app()
-    except (KeyError, roles.TokensRefused) as error:
+    except (KeyError, ValueError, roles.TokensRefused) as error:
         raise click.ClickException(_explained(error)) from error
     if not serving.serve(application, host=host, port=port):
         sys.exit(1)

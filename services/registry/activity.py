@@ -5,11 +5,13 @@ its end is recorded like any other: it is the most interesting line an auditor c
 """
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from grantbook import subjects, wire
@@ -29,6 +31,7 @@ MAX_EXTENDING: Final = 50
 MAX_CHUNK_ID_CHARACTERS: Final = 100_000
 """Ids in one event, in characters: each may be six bytes in JSON, and NATS takes 1 MiB."""
 MAX_SENDS: Final = 3
+DIGEST_HEX_DIGITS: Final = 16
 
 GrantKey = tuple[str, str]
 """Subject tokens of a client and of one of its grants."""
@@ -93,6 +96,8 @@ class ActivityLog:
     ) -> Recording:
         """Record a report. With a `report_id` a second try within the duplicate window counts nothing twice.
 
+        The same id with another content is another report.
+
         Raises `Unavailable`, `Contended`, `LogFull` and the `AppendFailed`s; then the whole report may be sent again.
         """
         known = await self._known_among({use.key for use in uses})
@@ -106,7 +111,12 @@ class ActivityLog:
         # First what may fail and changes nothing when done again, then the counts.
         await self._extend(kept, known, at=at, by=by)
         windows = coalesce(kept)
-        position = await self._append(windows, reporter=reporter, report_id=report_id, at=at, by=by) if windows else 0
+        # What was sent, not what is kept of it: a grant that is known the second time makes no other report of it.
+        digest = (
+            None if report_id is None else hashlib.sha256(msgspec.json.encode(uses)).hexdigest()[:DIGEST_HEX_DIGITS]
+        )
+        name = None if digest is None else f"report {subjects.token(reporter)} {report_id} {digest}"
+        position = await self._append(windows, report_id=report_id, name=name, at=at, by=by) if windows else 0
         return Recording(len(kept), rejected, position)
 
     async def _known_among(self, keys: set[GrantKey]) -> dict[GrantKey, Expiry]:
@@ -160,14 +170,14 @@ class ActivityLog:
             await asyncio.gather(*(extend(*each) for each in far[start : start + MAX_EXTENDING]))
 
     async def _append(
-        self, windows: Sequence[Window], *, reporter: str, report_id: str | None, at: datetime, by: Actor
+        self, windows: Sequence[Window], *, report_id: str | None, name: str | None, at: datetime, by: Actor
     ) -> int:
         messages = []
         for chunk, together in enumerate(chunks(windows)):
             event = ActivityRecorded(windows=tuple(together), report_id=report_id, at=at, by=by)
             event_id = self._new_id()
             outgoing = wire.encode(event, event_id=event_id)
-            message_id = event_id if report_id is None else f"report {subjects.token(reporter)} {report_id} {chunk}"
+            message_id = event_id if name is None else f"{name} {chunk}"
             messages.append(Message(outgoing.subject, outgoing.headers, outgoing.body, message_id, None))
         return max(await asyncio.gather(*(self._send(each) for each in messages)))
 

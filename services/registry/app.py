@@ -5,12 +5,13 @@ import json
 import os
 import random
 import secrets
+import time
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uuid_utils
@@ -19,12 +20,13 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from nats.aio.client import Client
 
-from door import front, health, roles
+from door import front, health, limits, roles, sources
+from door.limits import Limits
 from grantbook import subjects
 from grantbook.sdk import connection
 from grantbook.sdk.log import LogReader, Unavailable
 from grantbook.sdk.tasks import end
-from registry import streams
+from registry import enrolment, statements, streams
 from registry.activity import ActivityLog
 from registry.api import admin, idp, registration
 from registry.api.answers import ANSWERS
@@ -33,15 +35,16 @@ from registry.commit import GroupCommit
 from registry.fanout import Fanout
 from registry.keys import Seals
 from registry.register import Register
-from registry.settings import Settings
+from registry.settings import Policy, Settings
 from registry.store import Log
+from registry.unused import Unused
 
 WATCH_SECONDS: Final = 1.0
 MONITOR_SECONDS: Final = 2.0
 REPLACED: Final = "the log was replaced or restored: restart the registry"
 
 ROUTES: Final = [*registration.ROUTES, *idp.ROUTES, *admin.ROUTES]
-RENDERINGS: Final = {registration.PATH: registration.rendering}
+RENDERINGS: Final = {enrolment.PATH: registration.rendering}
 
 _log = structlog.get_logger("registry")
 
@@ -63,6 +66,7 @@ def new_id() -> str:
 def settings_from(environment: Mapping[str, str]) -> Settings:
     """Settings out of `GRANTBOOK_...` variables. Raises `KeyError` with the name of a variable that is missing."""
     return Settings(
+        policy=policy_from(environment),
         nats_url=environment["GRANTBOOK_NATS_URL"],
         tokens_file=Path(environment["GRANTBOOK_TOKENS_FILE"]),
         base_url=environment["GRANTBOOK_URL"].rstrip("/"),
@@ -71,13 +75,55 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     )
 
 
+def policy_from(environment: Mapping[str, str]) -> Policy:
+    """The operator's choices about registration. Raises `ValueError` with the name of a variable that is wrong."""
+    chosen: dict[str, Any] = {}
+    for variable, (name, parse) in _POLICY.items():
+        text = environment.get(variable)
+        if text:
+            try:
+                chosen[name] = parse(text)
+            except ValueError as error:
+                message = f"{variable}: {error}"
+                raise ValueError(message) from error
+    return Policy(**chosen)
+
+
+def _ceiling(text: str) -> int | None:
+    if text == "off":
+        return None
+    if not (text.isascii() and text.isdigit()):
+        message = f"{text!r} is no number, and not off"
+        raise ValueError(message)
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text not in {"on", "off"}:
+        message = f"{text!r} is neither on nor off"
+        raise ValueError(message)
+    return text == "on"
+
+
+_POLICY: Final[dict[str, tuple[str, Callable[[str], object]]]] = {
+    "GRANTBOOK_REGISTRATION_LIMIT": ("everyone", limits.rate),
+    "GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE": ("source", limits.rate),
+    "GRANTBOOK_TRUSTED_PROXIES": ("proxies", sources.proxies),
+    "GRANTBOOK_MAX_UNUSED_CLIENTS": ("max_unused_clients", _ceiling),
+    "GRANTBOOK_IDEMPOTENT_REGISTRATION": ("idempotent_registration", _switch),
+    "GRANTBOOK_ROTATE_CLIENT_SECRETS": ("rotate_client_secrets", _switch),
+    "GRANTBOOK_SOFTWARE_STATEMENT_ISSUERS": ("software_statement_issuers", Path),
+}
+
+
 class Running:
     """A registry that runs: its parts, and how it is."""
 
-    def __init__(self, register: Register, connection: Client, fanout: Fanout | None) -> None:
+    def __init__(self, register: Register, connection: Client, fanout: Fanout | None, unused: Unused | None) -> None:
         self.register = register
         self.connection = connection
         self.fanout = fanout
+        self.unused = unused
         self.log_share = 0.0
         """How much of the log's `max_bytes` is used."""
         self._highest = 0
@@ -108,7 +154,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     """A registry connected and checked. At the end it finishes what it took, and lets go of everything.
 
     Raises `streams.UnsafeStreams`, `UnsafeServer`, `Unavailable`, `OSError`: it does not start on unsafe ground.
+    `statements.StatementsRefused`: nor with issuers that it cannot read.
     """
+    policy = settings.policy
     if settings.nats_monitor_url is not None:
         await refuse_lazy_server(settings.nats_monitor_url)
     async with AsyncExitStack() as stack:
@@ -136,27 +184,37 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 log, await stack.enter_async_context(GroupCommit(nats, subjects.ACTIVITY)), new_id=new_id
             ),
             activity_identity=(await activity_reader.state()).identity,
+            activity_reader=activity_reader,
             credentials=credentials,
             seals=Seals(user_keys, random=secrets.token_bytes),
             now=now,
             new_id=new_id,
             random=secrets.token_bytes,
+            limits=Limits(policy.everyone, policy.source, clock=time.monotonic),
+            statements=statements.load(policy.software_statement_issuers, audience=settings.base_url),
+            policy=policy,
             base_url=settings.base_url,
         )
-        fanout = None
+        fanout = unused = None
         if settings.fanout:
             bucket = await stack.enter_async_context(Bucket(nats, subjects.FANOUT, new_id=new_id))
             fanout = Fanout(log, bucket, holder=new_id(), now=now, pace_per_second=settings.fanout_pace_per_second)
-        run = Running(register, nats, fanout)
+            if policy.max_unused_clients is not None:
+                unused = Unused(log, bucket, holder=new_id(), now=now, ceiling=policy.max_unused_clients)
+        run = Running(register, nats, fanout, unused)
         tasks = [asyncio.create_task(run.watch(), name="watch the log")]
         if fanout is not None:
             tasks.append(asyncio.create_task(fanout.run(), name="fan-out"))
+        if unused is not None:
+            tasks.append(asyncio.create_task(unused.run(), name="expiry of unused clients"))
         try:
             yield run
         finally:
             await end(*tasks)
             if fanout is not None:
                 await fanout.release()
+            if unused is not None:
+                await unused.release()
 
 
 async def refuse_lazy_server(monitor_url: str) -> None:
@@ -204,8 +262,18 @@ async def fanout_goes_on(state: State) -> str | None:
     return None if run.fanout is None else run.fanout.trouble
 
 
+async def expiry_goes_on(state: State) -> str | None:
+    """A warning while the expiry of unused clients waits for something."""
+    run: Running = state.registry
+    return None if run.unused is None else run.unused.trouble
+
+
 READY: Final[dict[str, health.Check]] = {"log": log_is_reachable}
-WARN: Final[dict[str, health.Check]] = {"log_size": log_has_room, "fanout": fanout_goes_on}
+WARN: Final[dict[str, health.Check]] = {
+    "log_size": log_has_room,
+    "fanout": fanout_goes_on,
+    "unused_clients": expiry_goes_on,
+}
 
 
 async def the_register(state: State) -> Register:

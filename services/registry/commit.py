@@ -29,6 +29,9 @@ MAX_WAITING_MESSAGES: Final = 20_000
 ACKNOWLEDGE_SECONDS: Final = 5.0
 """Longer than a cluster takes to elect a leader, most of the time. After it the outcome is unknown."""
 DRAIN_SECONDS: Final = 10.0
+WAIT_SECONDS: Final = 20.0
+"""Default of how long an append may wait to be sent: while a server is paused, nothing is sent that nobody wants any
+more, or that was decided on a state of long ago."""
 
 _WRONG_LAST_SEQUENCE: Final = 10_071
 _IN_FLIGHT: Final = {10_164, 10_158}
@@ -98,7 +101,7 @@ class GroupCommit:
     def __init__(self, connection: Client, stream: str) -> None:
         self.stream = stream
         self._connection = connection
-        self._waiting: deque[tuple[Message, asyncio.Future[Stored]]] = deque()
+        self._waiting: deque[_Entry] = deque()
         self._wakeup = asyncio.Event()
         self._batches = count(1)
         self._batch_prefix = connection.new_inbox().rpartition(".")[2]
@@ -117,14 +120,13 @@ class GroupCommit:
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=DRAIN_SECONDS)
             self._task.cancel()
-        for _, answer in self._waiting:
-            if not answer.done():
-                answer.set_exception(Busy("the registry is stopping"))
+        for entry in self._waiting:
+            _fail(entry.answer, Busy("the registry is stopping"))
 
-    def submit(self, message: Message) -> asyncio.Future[Stored]:
+    def submit(self, message: Message, *, before: float | None = None) -> asyncio.Future[Stored]:
         """Append a message. The future ends once it is on disk, or with an `AppendFailed`.
 
-        Raises `Busy` and `Refused` at once.
+        It is sent `before` that time of the event loop, or not at all, and `Busy`. Raises `Busy` and `Refused` at once.
         """
         if self._closing or len(self._waiting) >= MAX_WAITING_MESSAGES:
             raise Busy("the registry is stopping" if self._closing else "too many appends are waiting")
@@ -135,8 +137,9 @@ class GroupCommit:
         if len(message.body) > MAX_MESSAGE_BYTES:
             too_large = f"{len(message.body)} bytes are more than the log takes in one event"
             raise Refused(too_large)
-        answer: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-        self._waiting.append((message, answer))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Stored] = loop.create_future()
+        self._waiting.append(_Entry(message, answer, loop.time() + WAIT_SECONDS if before is None else before))
         self._wakeup.set()
         return answer
 
@@ -150,19 +153,19 @@ class GroupCommit:
                     await self._commit(batch)
                 except Exception as error:  # noqa: BLE001  whatever it is, those that wait must hear of it
                     _log.exception("group commit failed", stream=self.stream)
-                    for _, answer in batch:
-                        _fail(answer, OutcomeUnknown(f"unexpected {type(error).__name__}"))
+                    for each in batch:
+                        _fail(each.answer, OutcomeUnknown(f"unexpected {type(error).__name__}"))
 
-    def _gather(self) -> list[tuple[Message, asyncio.Future[Stored]]]:
+    def _gather(self) -> list["_Entry"]:
         """What goes into the next batch: all that waits, in order, but for what depends on a write in the batch."""
-        batch: list[tuple[Message, asyncio.Future[Stored]]] = []
-        later: list[tuple[Message, asyncio.Future[Stored]]] = []
+        batch: list[_Entry] = []
+        later: list[_Entry] = []
         written: set[str] = set()
         size = 0
         while self._waiting and len(batch) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
             entry = self._waiting.popleft()
-            message, answer = entry
-            if answer.done():
+            message = entry.message
+            if not entry.is_wanted():
                 continue
             if message.expected is not None and message.expected.subject in written:
                 later.append(entry)
@@ -173,35 +176,37 @@ class GroupCommit:
         self._waiting.extendleft(reversed(later))
         return batch
 
-    async def _commit(self, batch: Sequence[tuple[Message, asyncio.Future[Stored]]]) -> None:
+    async def _commit(self, batch: Sequence["_Entry"]) -> None:
         if len(batch) >= MIN_BATCH_MESSAGES:
             try:
-                last = await self._send_together([message for message, _ in batch])
+                last = await self._send_together([each.message for each in batch])
             except _SendAlone:
                 pass
             except AppendFailed as error:
-                for _, answer in batch:
-                    _fail(answer, error)
+                for each in batch:
+                    _fail(each.answer, error)
                 return
             else:
-                for place, (_, answer) in enumerate(batch, start=last - len(batch) + 1):
-                    _succeed(answer, Stored(place))
+                for place, each in enumerate(batch, start=last - len(batch) + 1):
+                    _succeed(each.answer, Stored(place))
                 return
         # Those that look at one subject go in order, so that a cluster does not refuse them as in flight (10164).
-        groups: dict[str, list[tuple[Message, asyncio.Future[Stored]]]] = {}
+        groups: dict[str, list[_Entry]] = {}
         for entry in batch:
-            message = entry[0]
+            message = entry.message
             groups.setdefault(message.expected.subject if message.expected else message.subject, []).append(entry)
         await asyncio.gather(*(self._send_in_order(group) for group in groups.values()))
 
-    async def _send_in_order(self, group: Sequence[tuple[Message, asyncio.Future[Stored]]]) -> None:
-        for message, answer in group:
+    async def _send_in_order(self, group: Sequence["_Entry"]) -> None:
+        for entry in group:
+            if not entry.is_wanted():  # it has waited for those before it
+                continue
             try:
-                acknowledged = await self._request(message, _headers(message))
+                acknowledged = await self._request(entry.message, _headers(entry.message))
             except AppendFailed as error:
-                _fail(answer, error)
+                _fail(entry.answer, error)
             else:
-                _succeed(answer, Stored(acknowledged["seq"], bool(acknowledged.get("duplicate"))))
+                _succeed(entry.answer, Stored(acknowledged["seq"], bool(acknowledged.get("duplicate"))))
 
     async def _send_together(self, messages: Sequence[Message]) -> int:
         """One atomic batch. The sequence of its last message. Raises `_SendAlone` when each is worth its own try."""
@@ -231,6 +236,20 @@ class GroupCommit:
         if "error" in acknowledged:
             _raise_for(acknowledged["error"], together=together)
         return acknowledged
+
+
+class _Entry(Struct, frozen=True):
+    """An append that waits, who waits for it, and until when of the event loop's time it may be sent."""
+
+    message: Message
+    answer: asyncio.Future[Stored]
+    before: float
+
+    def is_wanted(self) -> bool:
+        """Whether it is still to be sent. One whose time is over fails here."""
+        if not self.answer.done() and asyncio.get_running_loop().time() > self.before:
+            _fail(self.answer, Busy("the log took too long to take it"))
+        return not self.answer.done()
 
 
 class _SendAlone(AppendFailed):

@@ -18,10 +18,15 @@ SECRET_BYTES: Final = 32
 
 
 class Credentials(Struct, frozen=True, omit_defaults=True):
-    """Hashes (hex SHA-256) of what a client was given. No secret for clients that authenticate otherwise, or not."""
+    """Hashes (hex SHA-256) of what a client was given. No secret for clients that authenticate otherwise, or not.
 
-    registration_access_token_sha256: str
+    Without a registration access token nobody manages the client over RFC 7592: it is one of many identical ones.
+    """
+
+    registration_access_token_sha256: str | None = None
     client_secret_sha256: str | None = None
+    next: "Credentials | None" = None
+    """What replaces these once the update that they belong to is in the log. Until then nobody was shown it."""
 
 
 class Issued(Struct, frozen=True):
@@ -32,11 +37,25 @@ class Issued(Struct, frozen=True):
     kept: Credentials
 
 
-def issue(random: bytes, *, with_secret: bool) -> Issued:
-    """New credentials out of `2 * SECRET_BYTES` random bytes."""
+class Kept(Struct, frozen=True):
+    """What is kept of a client, and the bucket's revision of it."""
+
+    credentials: Credentials
+    revision: int
+
+
+def issue(random: bytes, *, with_secret: bool, keep_secret_sha256: str | None = None) -> Issued:
+    """New credentials out of `2 * SECRET_BYTES` random bytes.
+
+    Where a secret is to be kept (its hash is given), none is made: nobody can show it again.
+    """
     token = base64.urlsafe_b64encode(random[:SECRET_BYTES]).decode().rstrip("=")
-    secret = base64.urlsafe_b64encode(random[SECRET_BYTES:]).decode().rstrip("=") if with_secret else None
-    return Issued(token, secret, Credentials(_sha256(token), None if secret is None else _sha256(secret)))
+    if not with_secret:
+        return Issued(token, None, Credentials(_sha256(token)))
+    if keep_secret_sha256 is not None:
+        return Issued(token, None, Credentials(_sha256(token), keep_secret_sha256))
+    secret = base64.urlsafe_b64encode(random[SECRET_BYTES:]).decode().rstrip("=")
+    return Issued(token, secret, Credentials(_sha256(token), _sha256(secret)))
 
 
 def matches(presented: str, kept_sha256: str | None) -> bool:
@@ -53,12 +72,17 @@ async def keep(bucket: Bucket, client: str, credentials: Credentials) -> None:
         raise RuntimeError(message)
 
 
-async def kept(bucket: Bucket, client: str) -> Credentials | None:
-    """The hashes of a client, by its subject token, as the leader has them. Raises `Unavailable`."""
+async def kept(bucket: Bucket, client: str) -> Kept | None:
+    """What is kept of a client, by its subject token, as the leader has it. Raises `Unavailable`."""
     entry = await bucket.get(client)
     if entry is None or entry.value is None:
         return None
-    return msgspec.json.decode(entry.value, type=Credentials)
+    return Kept(msgspec.json.decode(entry.value, type=Credentials), entry.revision)
+
+
+async def replace(bucket: Bucket, client: str, credentials: Credentials, *, revision: int) -> int | None:
+    """Keep other credentials in the place of those of `revision`. The new revision; None when others were faster."""
+    return await bucket.put(client, msgspec.json.encode(credentials), revision=revision)
 
 
 def _sha256(text: str) -> str:

@@ -11,9 +11,8 @@ expecting the client's gate. So an enumeration that has come to the deletion its
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -27,13 +26,12 @@ from registry import grants
 from registry.buckets import Bucket
 from registry.clients import Intent
 from registry.commit import AppendFailed
+from registry.lease import RENEW_SECONDS, Lease, LeaseLost
 from registry.store import Contended, Log, LogFull, WrittenByNewer
 
 PAGE_GRANTS: Final = 500
 PACE_PER_SECOND: Final = 12_000
 """Default number of grants ended in a second: the projection of others keeps up with it."""
-LEASE_SECONDS: Final = 5.0
-RENEW_SECONDS: Final = 1.0
 WAIT_SECONDS: Final = 1.0
 MAX_TRIES: Final = 10
 _LEASE: Final = "lease"
@@ -42,22 +40,11 @@ _CHECKPOINT: Final = "checkpoint"
 _log = structlog.get_logger("fanout")
 
 
-class Lease(Struct, frozen=True):
-    """Who does the fan-out, and until when (UTC) without renewing."""
-
-    holder: str
-    until: datetime
-
-
 class Checkpoint(Struct, frozen=True):
     """Every deletion up to this sequence of the log with this identity is done."""
 
     identity: str
     position: int
-
-
-class LeaseLost(Exception):
-    """Another registry does the fan-out now."""
 
 
 class Fanout:
@@ -78,17 +65,17 @@ class Fanout:
         self._log = log
         self._reader: LogReader = log.reader
         self._bucket = bucket
-        self._holder = holder
+        self._lease = Lease(bucket, _LEASE, holder=holder, now=now)
         self._now = now
         self._pace = pace_per_second
-        self._lease_revision = 0
-        self._renew_at = 0.0
 
     async def run(self) -> None:
         """Take the lease when it is free, and do every deletion that is not done. Ends only by being cancelled."""
         while True:
             try:
-                if await self._take_lease():
+                if await self._lease.take():
+                    self.holding = True
+                    self.trouble = None
                     await self._follow()
             except (Unavailable, AppendFailed, Contended, LogFull, LeaseLost) as error:
                 self.trouble = f"{type(error).__name__}: {error}"
@@ -101,36 +88,8 @@ class Fanout:
             await asyncio.sleep(WAIT_SECONDS)
 
     async def release(self) -> None:
-        """Let go of the lease, so that another registry need not wait. With NATS away, it ends by itself."""
-        ended = msgspec.json.encode(Lease(self._holder, self._now()))
-        if self._lease_revision:
-            with contextlib.suppress(Unavailable, AppendFailed):
-                await self._bucket.put(_LEASE, ended, revision=self._lease_revision)
-
-    async def _take_lease(self) -> bool:
-        entry = await self._bucket.get(_LEASE)
-        if entry is not None and entry.value is not None:
-            lease = msgspec.json.decode(entry.value, type=Lease)
-            if lease.holder != self._holder and lease.until > self._now():
-                return False
-        self._lease_revision = 0 if entry is None else entry.revision
-        await self._renew()
-        self.holding = True
-        self.trouble = None
-        return True
-
-    async def _renew(self) -> None:
-        lease = Lease(self._holder, self._now() + timedelta(seconds=LEASE_SECONDS))
-        revision = await self._bucket.put(_LEASE, msgspec.json.encode(lease), revision=self._lease_revision)
-        if revision is None:
-            self._lease_revision = 0
-            raise LeaseLost(self._holder)
-        self._lease_revision = revision
-        self._renew_at = asyncio.get_running_loop().time() + RENEW_SECONDS
-
-    async def _keep_lease(self) -> None:
-        if asyncio.get_running_loop().time() >= self._renew_at:
-            await self._renew()
+        """Let go of the lease, so that another registry need not wait."""
+        await self._lease.release()
 
     async def _follow(self) -> None:
         identity = (await self._reader.state()).identity
@@ -144,7 +103,7 @@ class Fanout:
                 after = checkpoint.position if checkpoint.identity == identity else 0
         async with self._reader.follow(after, [subjects.CLIENT_GATES]) as follower:
             while True:
-                await self._keep_lease()
+                await self._lease.keep()
                 messages = await follower.next(RENEW_SECONDS)
                 for raw in messages:
                     recorded = raw.recorded()
@@ -154,7 +113,7 @@ class Fanout:
                     checkpoint = Checkpoint(identity, messages[-1].sequence)
                     written = await self._bucket.put(_CHECKPOINT, msgspec.json.encode(checkpoint), revision=revision)
                     if written is None:
-                        raise LeaseLost(self._holder)
+                        raise LeaseLost
                     revision = written
 
     async def _end_grants(self, deletion: wire.Recorded) -> None:
@@ -169,7 +128,7 @@ class Fanout:
             reached = False
             while not reached:
                 page = await grants_.next(RENEW_SECONDS)
-                await self._keep_lease()
+                await self._lease.keep()
                 # "Nothing pending" is not the end: only the deletion's own message is.
                 reached = any(raw.sequence >= deletion.position for raw in page)
                 records = [raw for raw in page if raw.subject != deletion.subject]

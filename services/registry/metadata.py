@@ -1,22 +1,23 @@
 """RFC 7591 client metadata: raw JSON to checked `ClientMetadata`, and back to what a client is answered. Pure.
 
-One validator serves creation and update, so that an update is never laxer. The list of members is closed: others are
-ignored, and neither stored nor echoed, so no extra member gains power. Values that do not fit are refused, never fixed
-up. Where a JSON object names a member twice, the last one counts: there is one parser, and the answer shows the client
-what was taken.
+One validator serves every way in: registration, update, metadata documents, admins. So an update is never laxer. The
+list of members is closed: others are ignored, and neither stored nor echoed, so no extra member gains power. Values
+that do not fit are refused, never fixed up; but for names, which are kept in Unicode's NFC.
 """
 
+import json
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import msgspec
-
-from appraisal import uris
+from appraisal import names, uris
+from appraisal.names import NameRefused
 from appraisal.uris import Uri, UriRefused
 from grantbook.events import ClientMetadata
 
+MAX_MEMBERS: Final = 512
+"""Of one registration, unknown ones included."""
 MAX_REDIRECT_URIS: Final = 32
-MAX_NAME_CHARACTERS: Final = 200
 MAX_SCOPE_CHARACTERS: Final = 4_096
 MAX_CONTACTS: Final = 10
 MAX_CONTACT_CHARACTERS: Final = 320
@@ -29,6 +30,7 @@ MAX_LANGUAGE_TAG_CHARACTERS: Final = 64
 MAX_JWKS_KEYS: Final = 20
 MAX_JWK_MEMBER_CHARACTERS: Final = 4_096
 MAX_JWK_LIST_ENTRIES: Final = 8
+MAX_STATEMENT_CHARACTERS: Final = 16_384
 
 GRANT_TYPES: Final = ("authorization_code", "refresh_token")
 RESPONSE_TYPES: Final = ("code",)
@@ -43,7 +45,7 @@ _LANGUAGE_TAG: Final = re.compile(r"[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*\Z")
 """RFC 5646 section 2.1, without its registry."""
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]+(?: [\x21\x23-\x5B\x5D-\x7E]+)*\Z")
 """RFC 6749 section 3.3: scope-tokens with one space between."""
-_COMPACT_JWS: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
+_SURROGATE: Final = re.compile(rb"\\u[dD]")
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Controls, line separators, bidirectional embeddings, overrides and isolates, and halves of surrogate pairs: what
@@ -55,6 +57,42 @@ _BASE64URL_OF_KEY: Final = frozenset({"n", "e", "x", "y", "x5t", "x5t#S256"})
 _TEXT_OF_KEY: Final = frozenset({"kty", "use", "alg", "kid", "crv"})
 _LISTS_OF_KEY: Final = frozenset({"key_ops", "x5c"})
 """`x5u` is not among them: a URL inside of a key is one more thing that somebody may be made to fetch."""
+
+
+SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["redirect_uris"],
+    "maxProperties": MAX_MEMBERS,
+    "properties": {
+        "redirect_uris": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": uris.MAX_URI_CHARACTERS},
+            "minItems": 1,
+            "maxItems": MAX_REDIRECT_URIS,
+        },
+        "token_endpoint_auth_method": {"enum": list(AUTH_METHODS), "default": DEFAULT_AUTH_METHOD},
+        "grant_types": {"type": "array", "items": {"enum": list(GRANT_TYPES)}, "default": ["authorization_code"]},
+        "response_types": {"type": "array", "items": {"enum": list(RESPONSE_TYPES)}, "default": list(RESPONSE_TYPES)},
+        "application_type": {"enum": list(APPLICATION_TYPES)},
+        "client_name": {"type": "string", "maxLength": names.MAX_NAME_GRAPHEMES},
+        **{name: {"type": "string", "maxLength": uris.MAX_URI_CHARACTERS} for name in (*_DISPLAYED_URIS, "jwks_uri")},
+        "scope": {"type": "string", "maxLength": MAX_SCOPE_CHARACTERS},
+        "contacts": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": MAX_CONTACT_CHARACTERS},
+            "maxItems": MAX_CONTACTS,
+        },
+        "jwks": {
+            "type": "object",
+            "required": ["keys"],
+            "properties": {"keys": {"type": "array", "items": {"type": "object"}, "maxItems": MAX_JWKS_KEYS}},
+        },
+        "software_id": {"type": "string", "maxLength": MAX_SOFTWARE_ID_CHARACTERS},
+        "software_version": {"type": "string", "maxLength": MAX_SOFTWARE_VERSION_CHARACTERS},
+        "software_statement": {"type": "string", "maxLength": MAX_STATEMENT_CHARACTERS},
+    },
+}
+"""A registration request (RFC 7591 section 2) as JSON Schema, for the API's documentation. `check` is what decides."""
 
 
 class MetadataRefused(Exception):
@@ -69,26 +107,58 @@ class MetadataRefused(Exception):
         self.description: Final = description
 
 
-def parse(body: bytes) -> ClientMetadata:
-    """The metadata that a registration request holds (RFC 7591 section 3.1). Raises `MetadataRefused`."""
+Claims = Callable[[str], dict[str, object]]
+"""The claims of a software statement that is approved here. Raises `MetadataRefused` for any other."""
+
+
+def members_of(body: bytes) -> dict[str, object]:
+    """The members of a registration request (RFC 7591 section 3.1). Raises `MetadataRefused`.
+
+    A member that is given twice is refused (RFC 8259 section 4): which one counts is what two readers may differ on.
+    """
     try:
-        members = msgspec.json.decode(body)
+        members = json.loads(body.decode(), object_pairs_hook=_unrepeated, parse_constant=_no_number)
+        if _SURROGATE.search(body):
+            json.dumps(members, ensure_ascii=False).encode()  # half of a pair is no character, and does not encode
     except RecursionError:
         raise MetadataRefused("invalid_request", "the body is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+    except ValueError:
         raise MetadataRefused("invalid_request", "the body is not JSON in UTF-8") from None
     if not isinstance(members, dict):
         raise _refused("the body is not a JSON object")
-    return check(members)
+    if len(members) > MAX_MEMBERS:
+        raise _refused(f"the body has more than {MAX_MEMBERS} members")
+    return members
 
 
-def check(members: dict[str, object]) -> ClientMetadata:
-    """The metadata that these members say (RFC 7591 section 2), defaults filled in. Raises `MetadataRefused`."""
-    _statement(members)
+def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise MetadataRefused("invalid_request", "an object of the body has a member twice")
+    return members
+
+
+def _no_number(_: str) -> None:
+    raise ValueError  # NaN and Infinity are Python's, not JSON's
+
+
+def check(
+    members: Mapping[str, object], *, claims: Claims | None = None, default_auth_method: str = DEFAULT_AUTH_METHOD
+) -> ClientMetadata:
+    """The metadata that these members say (RFC 7591 section 2), defaults filled in. Raises `MetadataRefused`.
+
+    `claims` reads software statements (section 2.3), whose claims win over the members beside them. Without it every
+    statement is refused.
+    """
+    statement = _statement(members)
+    if statement is not None:
+        if claims is None:
+            raise MetadataRefused("unapproved_software_statement", "software_statement: its issuer is not trusted here")
+        members = {**members, **claims(statement)}
     grant_types = _grant_types(members)
     response_types = _response_types(members)
     redirect_uris, any_native = _redirect_uris(members)
-    method = _one_of(members, "token_endpoint_auth_method", AUTH_METHODS) or DEFAULT_AUTH_METHOD
+    method = _one_of(members, "token_endpoint_auth_method", AUTH_METHODS) or default_auth_method
     jwks = _jwks(members)
     jwks_uri = _uri(members, "jwks_uri")
     if jwks is not None and jwks_uri is not None:
@@ -105,7 +175,7 @@ def check(members: dict[str, object]) -> ClientMetadata:
         grant_types=grant_types,
         response_types=response_types,
         application_type=application_type,
-        client_name=_text(members, "client_name", MAX_NAME_CHARACTERS),
+        client_name=_name(members),
         client_uri=_uri(members, "client_uri"),
         logo_uri=_uri(members, "logo_uri"),
         scope=_scope(members),
@@ -116,6 +186,7 @@ def check(members: dict[str, object]) -> ClientMetadata:
         jwks=jwks,
         software_id=_text(members, "software_id", MAX_SOFTWARE_ID_CHARACTERS),
         software_version=_text(members, "software_version", MAX_SOFTWARE_VERSION_CHARACTERS),
+        software_statement=statement,
         localized=_localized(members),
     )
 
@@ -142,7 +213,7 @@ def _refused(description: str) -> MetadataRefused:
     return MetadataRefused("invalid_client_metadata", description)
 
 
-def _given(members: dict[str, object], name: str) -> object | None:
+def _given(members: Mapping[str, object], name: str) -> object | None:
     """The member's value. Null and the empty string are as if absent."""
     value = members.get(name)
     return None if value == "" else value
@@ -155,15 +226,32 @@ def _checked_text(name: str, value: object, limit: int) -> str:
         raise _refused(f"{name}: longer than {limit} characters")
     if _UNPRINTABLE.search(value):
         raise _refused(f"{name}: with a control or bidirectional-override character")
+    if uris.runs_script(value):
+        # Contacts and ids of software are often shown as links.
+        raise _refused(f"{name}: with a scheme that a browser runs or reads")
     return value
 
 
-def _text(members: dict[str, object], name: str, limit: int) -> str | None:
+def _name(members: Mapping[str, object]) -> str | None:
+    value = _given(members, "client_name")
+    return None if value is None else _checked_name("client_name", value)
+
+
+def _checked_name(member: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _refused(f"{member}: a string was expected")
+    try:
+        return names.check(value)
+    except NameRefused as refusal:
+        raise _refused(f"{member}: {refusal}") from None
+
+
+def _text(members: Mapping[str, object], name: str, limit: int) -> str | None:
     value = _given(members, name)
     return None if value is None else _checked_text(name, value, limit)
 
 
-def _one_of(members: dict[str, object], name: str, allowed: tuple[str, ...]) -> str | None:
+def _one_of(members: Mapping[str, object], name: str, allowed: tuple[str, ...]) -> str | None:
     value = _given(members, name)
     if value is None:
         return None
@@ -172,7 +260,7 @@ def _one_of(members: dict[str, object], name: str, allowed: tuple[str, ...]) -> 
     return value
 
 
-def _some_of(members: dict[str, object], name: str, allowed: tuple[str, ...]) -> tuple[str, ...] | None:
+def _some_of(members: Mapping[str, object], name: str, allowed: tuple[str, ...]) -> tuple[str, ...] | None:
     value = _given(members, name)
     if value is None:
         return None
@@ -181,7 +269,7 @@ def _some_of(members: dict[str, object], name: str, allowed: tuple[str, ...]) ->
     return tuple(dict.fromkeys(value))
 
 
-def _grant_types(members: dict[str, object]) -> tuple[str, ...]:
+def _grant_types(members: Mapping[str, object]) -> tuple[str, ...]:
     found = _some_of(members, "grant_types", GRANT_TYPES)
     if found is None:
         return ("authorization_code",)
@@ -191,14 +279,14 @@ def _grant_types(members: dict[str, object]) -> tuple[str, ...]:
     return found
 
 
-def _response_types(members: dict[str, object]) -> tuple[str, ...]:
+def _response_types(members: Mapping[str, object]) -> tuple[str, ...]:
     found = _some_of(members, "response_types", RESPONSE_TYPES)
     if found == ():
         raise _refused("response_types: authorization_code needs code (RFC 7591 section 2.1)")
     return RESPONSE_TYPES if found is None else found
 
 
-def _redirect_uris(members: dict[str, object]) -> tuple[tuple[str, ...], bool]:
+def _redirect_uris(members: Mapping[str, object]) -> tuple[tuple[str, ...], bool]:
     """The redirect URIs, and whether one of them leads to an app on the user's machine rather than to a server."""
     value = _given(members, "redirect_uris")
     if not isinstance(value, list) or not 0 < len(value) <= MAX_REDIRECT_URIS:
@@ -231,7 +319,7 @@ def _is_native(value: object) -> bool:
     return True
 
 
-def _uri(members: dict[str, object], name: str) -> str | None:
+def _uri(members: Mapping[str, object], name: str) -> str | None:
     value = _given(members, name)
     return None if value is None else _checked_uri(name, value)
 
@@ -255,14 +343,14 @@ def _web(name: str, value: str, uri: Uri) -> str:
     return value
 
 
-def _scope(members: dict[str, object]) -> str | None:
+def _scope(members: Mapping[str, object]) -> str | None:
     scope = _text(members, "scope", MAX_SCOPE_CHARACTERS)
     if scope is not None and not _SCOPE.match(scope):
         raise _refused("scope: tokens of RFC 6749 section 3.3 with one space between were expected")
     return scope
 
 
-def _contacts(members: dict[str, object]) -> tuple[str, ...]:
+def _contacts(members: Mapping[str, object]) -> tuple[str, ...]:
     value = _given(members, "contacts")
     if value is None:
         return ()
@@ -271,16 +359,16 @@ def _contacts(members: dict[str, object]) -> tuple[str, ...]:
     return tuple(_checked_text("contacts", each, MAX_CONTACT_CHARACTERS) for each in value if each != "")
 
 
-def _statement(members: dict[str, object]) -> None:
+def _statement(members: Mapping[str, object]) -> str | None:
     value = _given(members, "software_statement")
     if value is None:
-        return
-    if isinstance(value, str) and _COMPACT_JWS.match(value):
-        raise MetadataRefused("unapproved_software_statement", "software_statement: its issuer is not trusted here")
-    raise MetadataRefused("invalid_software_statement", "software_statement: a signed JWT was expected")
+        return None
+    if not isinstance(value, str) or len(value) > MAX_STATEMENT_CHARACTERS:
+        raise MetadataRefused("invalid_software_statement", "software_statement: a signed JWT was expected")
+    return value
 
 
-def _localized(members: dict[str, object]) -> dict[str, str]:
+def _localized(members: Mapping[str, object]) -> dict[str, str]:
     """The `name#language` members (RFC 7591 section 2.2), each checked like the member that it translates."""
     found: dict[str, str] = {}
     for tagged, value in members.items():
@@ -292,7 +380,7 @@ def _localized(members: dict[str, object]) -> dict[str, str]:
         if len(language) > MAX_LANGUAGE_TAG_CHARACTERS or not _LANGUAGE_TAG.match(language):
             raise _refused(f"{name}: a language tag of RFC 5646 was expected after the #")
         if name == "client_name":
-            found[tagged] = _checked_text(name, value, MAX_NAME_CHARACTERS)
+            found[tagged] = _checked_name(name, value)
         else:
             found[tagged] = _checked_uri(name, value)
     if len(found) > MAX_LOCALIZED:
@@ -300,7 +388,7 @@ def _localized(members: dict[str, object]) -> dict[str, str]:
     return found
 
 
-def _jwks(members: dict[str, object]) -> dict[str, Any] | None:
+def _jwks(members: Mapping[str, object]) -> dict[str, Any] | None:
     """The client's public keys (RFC 7517 section 5), with the members that verifying a signature needs."""
     value = _given(members, "jwks")
     if value is None:

@@ -5,10 +5,14 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from door.limits import Limits
 from grantbook import positions
+from grantbook.sdk.log import LogReader
 from registry.activity import ActivityLog
 from registry.buckets import Bucket
 from registry.keys import Seals
+from registry.settings import Policy
+from registry.statements import Statements
 from registry.store import Log
 
 
@@ -19,11 +23,16 @@ class Register(Struct, frozen=True):
     log_identity: str
     activity: ActivityLog
     activity_identity: str
+    activity_reader: LogReader
     credentials: Bucket
     seals: Seals
     now: Callable[[], datetime]
     new_id: Callable[[], str]
     random: Callable[[int], bytes]
+    limits: Limits
+    """In front of what anybody may do."""
+    statements: Statements
+    policy: Policy
     base_url: str
     """Where agents reach us from outside, without a trailing slash. Configuration, never a request's `Host`."""
 

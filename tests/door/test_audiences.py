@@ -18,7 +18,15 @@ AUDIENCES: dict[str, roles.Role] = {
     "/revocations/v1": "feed",
     "/metrics": "ops",
 }
-OPEN_TO_ALL = {"/auth/connect/register", "/healthz", "/readyz", "/openapi.json", "/docs", "/docs/openapi.json"}
+OPEN_TO_ALL = {
+    "/auth/connect/register",
+    "/auth/connect/register/{client_id}",
+    "/healthz",
+    "/readyz",
+    "/openapi.json",
+    "/docs",
+    "/docs/openapi.json",
+}
 UNDER_DOCS = "/docs/{path}"
 
 

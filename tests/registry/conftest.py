@@ -3,17 +3,22 @@
 import itertools
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import uuid_utils
+from litestar.testing import AsyncTestClient
 from nats.aio.client import Client
 
+from door import roles
 from grantbook import subjects
 from grantbook.sdk import connection
 from grantbook.sdk.log import LogReader
-from registry import streams
+from registry import app, streams
 from registry.commit import GroupCommit
+from registry.settings import Policy, Settings
 from registry.store import Log
+from tests.registry.over_http import TOKENS, Http
 
 MAX_BYTES = 256 * 1024 * 1024
 
@@ -56,3 +61,23 @@ async def other_log(nats_url: str, log: Log) -> AsyncIterator[Log]:
     async with LogReader(client, subjects.LOG) as reader, GroupCommit(client, subjects.LOG) as commit:
         yield Log(reader, commit, new_id=new_id, jitter=random.random)
     await client.close()
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """What the operator decided about registration. A module that wants another has a fixture of this name."""
+    return Policy()
+
+
+@pytest.fixture
+async def http(nats: Client, nats_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[Http]:
+    """The registry, over HTTP."""
+    assert nats.is_connected
+    file = tmp_path / "tokens.json"
+    entries = tuple(roles.entry(role, role, token) for role, token in TOKENS.items())
+    roles.write(file, roles.TokenFile(tokens=entries))
+    application = app.create_app(
+        Settings(nats_url=nats_url, tokens_file=file, base_url="https://id.example", fanout=False, policy=policy)
+    )
+    async with AsyncTestClient(application, raise_server_exceptions=False) as client:
+        yield client

@@ -1,54 +1,20 @@
 """The registry over HTTP, as http clients see it, on a real nats-server."""
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
-from litestar import Litestar
-from litestar.testing import AsyncTestClient
 from nats.aio.client import Client
 
 from door import roles
+from door.limits import Rate
 from grantbook import subjects
 from grantbook.sdk.log import LogReader
 from registry import app
-from registry.settings import Settings
-
-REGISTER = "/auth/connect/register"
-PUBLIC = {"redirect_uris": ["http://localhost:1234/callback"], "token_endpoint_auth_method": "none"}
-GRANT = {"user_id": "ada", "username": "ada@example.com", "scopes": ["read"], "expires_at": "2099-01-01T00:00:00Z"}
-TOKENS: dict[roles.Role, str] = {role: f"token-of-{role}-0123456789abcdef" for role in roles.ROLES}
-
-Http = AsyncTestClient[Litestar]
-
-
-def as_(role: roles.Role) -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKENS[role]}"}
-
-
-@pytest.fixture
-async def http(nats: Client, nats_url: str, tmp_path: Path) -> AsyncIterator[Http]:
-    assert nats.is_connected
-    file = tmp_path / "tokens.json"
-    entries = tuple(roles.entry(role, role, token) for role, token in TOKENS.items())
-    roles.write(file, roles.TokenFile(tokens=entries))
-    application = app.create_app(
-        Settings(nats_url=nats_url, tokens_file=file, base_url="https://id.example", fanout=False)
-    )
-    async with AsyncTestClient(application, raise_server_exceptions=False) as client:
-        yield client
-
-
-async def registered(http: Http, **more: Any) -> dict[str, Any]:
-    answer = await http.post(REGISTER, json=PUBLIC | more)
-    assert answer.status_code == 201, answer.text
-    body: dict[str, Any] = answer.json()
-    return body
+from registry.settings import Policy
+from tests.registry.over_http import GRANT, PUBLIC, REGISTER, Http, as_, registered
 
 
 async def test_a_registration_answers_with_every_final_value(http: Http) -> None:
@@ -300,3 +266,82 @@ async def test_no_body_makes_a_server_error(http: Http, body: object, place: str
     """Operators: whatever is sent, the answer is a client's error, or a success."""
     answer = await http.post(place, content=json.dumps(body), headers=as_("idp") | {"Content-Type": "application/json"})
     assert answer.status_code < 500
+
+
+class TestLimited:
+    """An operator who lets a source register twice, and no more for a long time."""
+
+    @pytest.fixture
+    def policy(self) -> Policy:
+        return Policy(source=Rate(0.01, 2))
+
+    async def test_beyond_its_limit_a_source_is_told_when_to_come_again(self, http: Http, reader: LogReader) -> None:
+        """Agents: RFC 6585, in the shape of RFC 7591's errors; browsers may read it. Operators: nothing is stored."""
+        for _ in range(2):
+            await registered(http)
+        before = (await reader.state()).last
+        answer = await http.post(REGISTER, json=PUBLIC, headers={"X-Forwarded-For": "203.0.113.9"})
+        assert answer.status_code == 429
+        assert answer.json()["error"] == "temporarily_unavailable"
+        assert 1 <= int(answer.headers["retry-after"]) <= 100
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["cache-control"] == "no-store"
+        assert (await reader.state()).last == before
+
+    async def test_admins_and_the_identity_provider_are_not_limited(self, http: Http) -> None:
+        """Admins: while strangers flood, they can act."""
+        bodies = [await registered(http) for _ in range(2)]
+        for body in bodies:
+            for _ in range(3):
+                path = f"/idp/v1/clients/{body['client_id']}"
+                assert (await http.get(path, headers=as_("idp"))).status_code == 200
+            answer = await http.delete(f"/admin/v1/clients/{body['client_id']}", headers=as_("admin"))
+            assert answer.status_code == 204
+
+
+class TestIdentical:
+    """An operator who wants one client for identical registrations."""
+
+    @pytest.fixture
+    def policy(self) -> Policy:
+        return Policy(idempotent_registration=True)
+
+    async def test_identical_public_clients_are_one(self, http: Http, reader: LogReader) -> None:
+        """Admins: one row for an agent that registers at every start. Agents: nobody else can manage what they use."""
+        first = await registered(http, client_name="Agent")
+        before = (await reader.state()).last
+        assert await registered(http, client_name="Agent") == first
+        assert (await reader.state()).last == before
+        assert "registration_access_token" not in first
+        assert "registration_client_uri" not in first
+        assert (await registered(http, client_name="Other"))["client_id"] != first["client_id"]
+
+    async def test_one_that_was_deleted_is_another_client_the_next_time(self, http: Http) -> None:
+        """Agents that register anew after they were cut off. Admins: what they deleted stays so."""
+        first = await registered(http)
+        await http.delete(f"/admin/v1/clients/{first['client_id']}", headers=as_("admin"))
+        second = await registered(http)
+        assert second["client_id"] != first["client_id"]
+        assert (await registered(http))["client_id"] == second["client_id"]
+
+    async def test_clients_with_a_secret_are_each_their_own(self, http: Http) -> None:
+        """Agents: a secret is for one."""
+        bodies = [(await http.post(REGISTER, json={"redirect_uris": ["https://a.example/"]})).json() for _ in range(2)]
+        assert bodies[0]["client_id"] != bodies[1]["client_id"]
+        assert bodies[0]["registration_access_token"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("GRANTBOOK_REGISTRATION_LIMIT", "many"),
+        ("GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE", "1/0"),
+        ("GRANTBOOK_TRUSTED_PROXIES", "proxy.example"),
+        ("GRANTBOOK_MAX_UNUSED_CLIENTS", "-1"),
+        ("GRANTBOOK_IDEMPOTENT_REGISTRATION", "yes"),
+    ],
+)
+def test_a_setting_that_is_not_understood_is_named(variable: str, value: str) -> None:
+    """Operators: a typing error does not switch a limit off."""
+    with pytest.raises(ValueError, match=variable):
+        app.policy_from({variable: value})

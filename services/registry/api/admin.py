@@ -2,30 +2,147 @@
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from litestar import Request, Response, delete, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
+from msgspec import Meta, Struct
 
+from door import docs
+from door.problems import CODES, Problem, invalid_parameter
 from door.requests import current_traceparent
 from door.roles import Caller, requires
-from grantbook import subjects
-from grantbook.events import Event, UserGrantsRevoked
-from registry import clients
-from registry.api.idp import end_grant, intent_of
+from grantbook import positions, subjects
+from grantbook.events import Actor, Event, UserGrantsRevoked
+from registry import clients, enrolment, many, metadata
+from registry.api.bodies import ClientId, Detail, Why, checked_why, decoded
+from registry.api.idp import end_grant, intent_for, intent_of
+from registry.api.registration import MAX_BODY_BYTES, NO_STORE, answer, checked, members_of
 from registry.clients import Client
+from registry.many import MAX_LISTED, Left
 from registry.register import Register
 from registry.store import client, user
 
 _admin: Final = [requires("admin")]
 _TAGS: Final = ["admin: acting"]
+_WHY: Final = docs.takes(Why, optional=True)
+
+
+class StaleClients(Struct, frozen=True):
+    """Clients out of `GET /admin/v1/stale-clients`, and the positions that it gave: what was used since is spared."""
+
+    client_ids: Annotated[list[ClientId], Meta(min_length=1, max_length=MAX_LISTED)]
+    as_of: str
+    activity_as_of: str
+    reason: str | None = None
+    detail: Detail | None = None
+
+
+class FamilyDeleted(Struct, frozen=True):
+    """How many clients of the family were deleted now, and how many had been before."""
+
+    family: str
+    deleted: int
+    deleted_before: int
+
+
+class StaleDeleted(Struct, frozen=True):
+    """How many of the clients were deleted now, how many had been before, and which were left, and why."""
+
+    deleted: int
+    deleted_before: int
+    left: list[Left]
+
+
+@post(
+    "/admin/v1/clients",
+    guards=_admin,
+    request_max_body_size=MAX_BODY_BYTES,
+    opt=docs.takes(metadata.SCHEMA),
+    tags=_TAGS,
+)
+async def add_client(
+    request: Request[Any, Any, Any], register: NamedDependency[Register], caller: NamedDependency[Caller]
+) -> Response[bytes]:
+    """Put a client on the register by hand; its source is `manual`. The body is metadata as RFC 7591 has it.
+
+    The answer is RFC 7591's too, with the secret and the registration access token, which are shown this once.
+    """
+    said = checked(register, await members_of(request))
+    enrolled = await enrolment.enrol(
+        register, said, source="manual", by=Actor("admin", caller.name), traceparent=current_traceparent()
+    )
+    return answer(HTTPStatus.CREATED, enrolment.information(register, enrolled), NO_STORE, register, enrolled.position)
+
+
+@post("/admin/v1/families/{family:str}/delete", guards=_admin, status_code=HTTPStatus.OK, opt=_WHY, tags=_TAGS)
+async def delete_family(
+    family: FromPath[str],
+    request: Request[Any, Any, Any],
+    register: NamedDependency[Register],
+    caller: NamedDependency[Caller],
+) -> Response[FamilyDeleted]:
+    """Delete every client of a family, each by an event of its own. What that would end is shown by its preview.
+
+    The register reads all registrations for it, some 30,000 in a second. When it is cut short, ask again.
+    """
+    intent = await intent_of(request, register, caller, default_reason="admin")
+    deleted = await many.delete_family(register.log, family, intent, traceparent=current_traceparent())
+    if deleted is None:
+        raise Problem(404, "family_not_found", "No client of this family was ever registered.")
+    return Response(
+        FamilyDeleted(family, deleted.clients, deleted.before), headers=register.log_position(deleted.position)
+    )
+
+
+@post(
+    "/admin/v1/stale-clients/delete",
+    guards=_admin,
+    status_code=HTTPStatus.OK,
+    opt=docs.takes(StaleClients),
+    tags=_TAGS,
+)
+async def delete_stale_clients(
+    request: Request[Any, Any, Any], register: NamedDependency[Register], caller: NamedDependency[Caller]
+) -> Response[StaleDeleted]:
+    """Delete just the clients of a list that was shown before, but for those that were used since."""
+    asked = decoded(await request.body(), StaleClients)
+    said = checked_why(asked.reason, asked.detail, default="policy")
+    as_of = _position("as_of", asked.as_of, "log", register.log_identity)
+    activity_as_of = _position("activity_as_of", asked.activity_as_of, "activity", register.activity_identity)
+    intent = await intent_for(said, register, caller)
+    used = await many.used_since(register.activity_reader, activity_as_of)
+    deleted, left = await many.delete_unused(
+        register.log,
+        list(dict.fromkeys(asked.client_ids)),
+        used,
+        intent,
+        since=as_of,
+        traceparent=current_traceparent(),
+    )
+    return Response(
+        StaleDeleted(deleted.clients, deleted.before, left), headers=register.log_position(deleted.position)
+    )
+
+
+def _position(name: str, text: str, kind: positions.Kind, identity: str) -> int:
+    try:
+        position = positions.parse(text)
+    except positions.InvalidPosition:
+        position = None
+    if position is None or position.kind != kind:
+        raise invalid_parameter(name, "a position as the list of stale clients gave it")
+    if position.identity != identity:
+        raise Problem(409, "list_too_old", CODES["list_too_old"].text)
+    return position.sequence
 
 
 @post(
     "/admin/v1/clients/{client_id:str}/grants/{grant_id:str}/revoke",
     guards=_admin,
     status_code=HTTPStatus.NO_CONTENT,
+    opt=_WHY,
     tags=_TAGS,
 )
 async def revoke_grant_as_admin(
@@ -39,7 +156,7 @@ async def revoke_grant_as_admin(
     return await end_grant(client_id, grant_id, request, register, caller, default_reason="admin")
 
 
-@delete("/admin/v1/clients/{client_id:str}", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
+@delete("/admin/v1/clients/{client_id:str}", guards=_admin, status_code=HTTPStatus.NO_CONTENT, opt=_WHY, tags=_TAGS)
 async def delete_client(
     client_id: FromPath[str],
     request: Request[Any, Any, Any],
@@ -51,7 +168,9 @@ async def delete_client(
     return await _decide(client_id, register, lambda state: clients.delete(state, intent))
 
 
-@post("/admin/v1/clients/{client_id:str}/suspend", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
+@post(
+    "/admin/v1/clients/{client_id:str}/suspend", guards=_admin, status_code=HTTPStatus.NO_CONTENT, opt=_WHY, tags=_TAGS
+)
 async def suspend_client(
     client_id: FromPath[str],
     request: Request[Any, Any, Any],
@@ -63,7 +182,9 @@ async def suspend_client(
     return await _decide(client_id, register, lambda state: clients.suspend(state, intent))
 
 
-@post("/admin/v1/clients/{client_id:str}/resume", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
+@post(
+    "/admin/v1/clients/{client_id:str}/resume", guards=_admin, status_code=HTTPStatus.NO_CONTENT, opt=_WHY, tags=_TAGS
+)
 async def resume_client(
     client_id: FromPath[str],
     request: Request[Any, Any, Any],
@@ -83,7 +204,7 @@ async def _decide(
     return Response(None, status_code=HTTPStatus.NO_CONTENT, headers=register.log_position(receipt.position))
 
 
-@post("/admin/v1/users/{user_id:str}/revoke", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
+@post("/admin/v1/users/{user_id:str}/revoke", guards=_admin, status_code=HTTPStatus.NO_CONTENT, opt=_WHY, tags=_TAGS)
 async def revoke_grants_of_user(
     user_id: FromPath[str],
     request: Request[Any, Any, Any],
@@ -105,4 +226,13 @@ async def revoke_grants_of_user(
     return Response(None, status_code=HTTPStatus.NO_CONTENT, headers=register.log_position(receipt.position))
 
 
-ROUTES: Final = [revoke_grant_as_admin, delete_client, suspend_client, resume_client, revoke_grants_of_user]
+ROUTES: Final = [
+    add_client,
+    delete_family,
+    delete_stale_clients,
+    revoke_grant_as_admin,
+    delete_client,
+    suspend_client,
+    resume_client,
+    revoke_grants_of_user,
+]

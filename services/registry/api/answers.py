@@ -9,6 +9,7 @@ from grantbook.wire import Malformed
 from registry.clients import ClientGone, ClientNotAdmitted, ClientNotFound
 from registry.commit import AppendFailed
 from registry.grants import GrantConflict, GrantNotFound
+from registry.many import ListTooOld
 from registry.store import Contended, LogFull, WrittenByNewer
 
 PATIENCE_SECONDS: Final = 60
@@ -26,6 +27,7 @@ ANSWERS: Final[dict[type[Exception], Callable[[Exception], Problem]]] = {
     ClientNotFound: _problem(404, "client_not_found", "No client was ever registered under this id."),
     ClientGone: _problem(410, "client_deleted", "The client was deleted; no grant of it is valid."),
     ClientNotAdmitted: _problem(403, "client_suspended", "The client is suspended; an admin may resume it."),
+    ListTooOld: _problem(409, "list_too_old", "Much was used since the list was made; make it again."),
     GrantNotFound: _problem(404, "grant_not_found", "The client has no grant of this id."),
     GrantConflict: _problem(409, "grant_conflict", "The grant id is taken by a grant with other content."),
     LogFull: _later("Only revocations are recorded until the log has room.", code="log_full", seconds=PATIENCE_SECONDS),

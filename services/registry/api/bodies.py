@@ -44,9 +44,14 @@ async def why(request: Request[Any, Any, Any], *, default: str | None) -> Why:
     """The optional `{"reason"?, "detail"?}` of a command. Raises an `invalid_parameter` problem."""
     body = await request.body()
     given = decoded(body, Why) if body.strip() else Why()
-    if given.reason is not None and given.reason not in REVOKE_REASONS:
+    return checked_why(given.reason, given.detail, default=default)
+
+
+def checked_why(reason: str | None, detail: str | None, *, default: str | None) -> Why:
+    """Why, with a reason that callers may give. Raises an `invalid_parameter` problem."""
+    if reason is not None and reason not in REVOKE_REASONS:
         raise invalid_parameter("reason", f"one of {', '.join(REVOKE_REASONS)}")
-    return Why(given.reason or default, given.detail or None)
+    return Why(reason or default, detail or None)
 
 
 def decoded(body: bytes, type_: type[T]) -> T:

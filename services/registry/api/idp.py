@@ -4,21 +4,26 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from litestar import Request, Response, get, post
+from litestar import Request, Response, get, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
+from appraisal import flags
+from door import docs
 from door.problems import Problem
 from door.requests import current_traceparent
 from door.roles import Caller, requires
 from door.times import utc
 from grantbook import subjects
-from grantbook.events import Actor, GrantRevoked
-from registry import activity, clients, credentials, grants, metadata
-from registry.api.bodies import ClientId, Id, Moment, Scopes, Username, decoded, why
-from registry.clients import ClientNotFound, Intent
+from grantbook.events import Actor, ClientMetadataChanged, ClientRegistered, GrantRevoked
+from grantbook.fingerprints import metadata_sha256
+from registry import activity, clients, credentials, documents, grants, metadata
+from registry.api.bodies import MAX_CLIENT_ID_CHARACTERS, ClientId, Id, Moment, Scopes, Username, Why, decoded, why
+from registry.api.registration import MAX_BODY_BYTES
+from registry.clients import Client, ClientNotFound, Intent
 from registry.grants import Grant, Proposal
+from registry.metadata import MetadataRefused
 from registry.register import Register
 from registry.store import client, holding, user
 
@@ -92,11 +97,63 @@ class ReportAnswer(Struct, frozen=True):
     rejected: list[activity.Rejected]
 
 
+class MetadataDocument(Struct, frozen=True):
+    """A client ID metadata document as the identity provider found it, under the URL that is the client's id."""
+
+    client_id: Annotated[str, Meta(min_length=1, max_length=MAX_CLIENT_ID_CHARACTERS)]
+    metadata: Raw
+
+
 @get("/idp/v1/clients/{client_id:str}", guards=_idp, tags=["identity provider"])
 async def get_client(client_id: FromPath[str], register: NamedDependency[Register]) -> dict[str, Any]:
-    """The registration as the log has it now. 410 for a deleted client; a suspended one says so in `status`."""
+    """The registration as the log has it now. 410 for a deleted client; a suspended one says so in `status`.
+
+    `flags` are what its metadata alone tells: for the page on which a user is asked to consent.
+    """
     found, _ = await register.log.load(client(subjects.token_in_path(client_id)), never_stale=True)
-    found = clients.existing(found)
+    return _shown(clients.existing(found))
+
+
+@put(
+    "/idp/v1/metadata-clients",
+    guards=_idp,
+    request_max_body_size=MAX_BODY_BYTES,
+    opt=docs.takes(MetadataDocument),
+    tags=["identity provider"],
+)
+async def see_metadata_client(
+    request: Request[Any, Any, Any], register: NamedDependency[Register], caller: NamedDependency[Caller]
+) -> Response[dict[str, Any]]:
+    """Record a client that is known by its metadata document, as it was seen at authorize.
+
+    201 for one that is new. 200 for one that is known: what changed in its document is recorded, and the same document
+    changes nothing. 410 for a deleted one, which stays deleted; a suspended one says so in `status`.
+    """
+    seen = decoded(await request.body(), MetadataDocument)
+    try:
+        said = documents.check(seen.client_id, bytes(seen.metadata), claims=register.statements.claims)
+    except MetadataRefused as refusal:
+        raise Problem(400, refusal.error, refusal.description) from refusal
+    at, by = register.now(), Actor("idp", caller.name)
+
+    def decide(state: Client | None) -> ClientRegistered | ClientMetadataChanged | None:
+        if state is None:
+            return clients.register(None, client_id=seen.client_id, source="cimd", metadata=said, at=at, by=by)
+        return clients.observe(state, metadata=said, at=at, by=by)
+
+    receipt = await register.log.transact(
+        client(subjects.token(seen.client_id)), decide, traceparent=current_traceparent()
+    )
+    before = receipt.state
+    found = before or Client(id=seen.client_id, source="cimd", metadata=said, registered_at=at)
+    return Response(
+        _shown(structs.replace(found, metadata=said)),
+        status_code=HTTPStatus.CREATED if before is None else HTTPStatus.OK,
+        headers=register.log_position(receipt.position),
+    )
+
+
+def _shown(found: Client) -> dict[str, Any]:
     key = subjects.token(found.id)
     return {
         "client_id": found.id,
@@ -105,6 +162,8 @@ async def get_client(client_id: FromPath[str], register: NamedDependency[Registe
         "created_at": found.registered_at,
         "source": found.source,
         "status": found.status,
+        "metadata_sha256": metadata_sha256(found.metadata),
+        "flags": flags.of_metadata(found.metadata),
         **metadata.render(found.metadata),
     }
 
@@ -112,6 +171,7 @@ async def get_client(client_id: FromPath[str], register: NamedDependency[Registe
 @post(
     "/idp/v1/clients/{client_id:str}/authenticate",
     guards=_idp,
+    opt=docs.takes(Authentication),
     status_code=HTTPStatus.NO_CONTENT,
     tags=["identity provider"],
 )
@@ -123,12 +183,18 @@ async def authenticate_client(
     token = subjects.token_in_path(client_id)
     found, _ = await register.log.load(client(token), never_stale=True)
     kept = await credentials.kept(register.credentials, token)
-    matches = credentials.matches(presented, None if kept is None else kept.client_secret_sha256)
-    if not matches or found is None or found.status != "active":
+    matches = credentials.matches(presented, None if kept is None else kept.credentials.client_secret_sha256)
+    if not matches or found is None or found.status != "active" or not metadata.needs_secret(found.metadata):
         raise Problem(401, "invalid_client", "The client did not authenticate.")
 
 
-@post("/idp/v1/clients/{client_id:str}/grants", guards=_idp, status_code=HTTPStatus.CREATED, tags=["identity provider"])
+@post(
+    "/idp/v1/clients/{client_id:str}/grants",
+    guards=_idp,
+    status_code=HTTPStatus.CREATED,
+    opt=docs.takes(GrantRequest),
+    tags=["identity provider"],
+)
 async def issue_grant(
     client_id: FromPath[str],
     request: Request[Any, Any, Any],
@@ -191,6 +257,7 @@ async def get_grant(
 @post(
     "/idp/v1/clients/{client_id:str}/grants/{grant_id:str}/revoke",
     guards=_idp,
+    opt=docs.takes(Why, optional=True),
     status_code=HTTPStatus.NO_CONTENT,
     tags=["identity provider"],
 )
@@ -234,7 +301,11 @@ async def intent_of(
     request: Request[Any, Any, Any], register: Register, caller: Caller, *, default_reason: str | None
 ) -> Intent:
     """Who acts on a gate, and why: what is personal in it is sealed, and the rest goes to every token service."""
-    said = await why(request, default=default_reason)
+    return await intent_for(await why(request, default=default_reason), register, caller)
+
+
+async def intent_for(said: Why, register: Register, caller: Caller) -> Intent:
+    """The same, where the body said more than why."""
     note = await register.seals.note(caller.role, caller.name, said.detail)
     return Intent(reason=said.reason, note=note, at=register.now(), by=Actor(caller.role))
 
@@ -242,6 +313,7 @@ async def intent_of(
 @post(
     "/idp/v1/activity",
     guards=_idp,
+    opt=docs.takes(Report),
     status_code=HTTPStatus.ACCEPTED,
     request_max_body_size=MAX_ACTIVITY_BYTES,
     tags=["identity provider"],
@@ -285,4 +357,12 @@ def _standing(grant: Grant) -> GrantState:
     )
 
 
-ROUTES: Final = [get_client, authenticate_client, issue_grant, get_grant, revoke_grant, report_activity]
+ROUTES: Final = [
+    get_client,
+    see_metadata_client,
+    authenticate_client,
+    issue_grant,
+    get_grant,
+    revoke_grant,
+    report_activity,
+]
