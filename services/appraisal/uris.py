@@ -18,7 +18,7 @@ MAX_PORT: Final = 65_535
 MAX_DECODINGS: Final = 3
 """Of percent-encoding, in text that is no URI but may be shown as one."""
 
-NEVER_REDIRECTED_TO: Final = frozenset(
+FOREIGN_SCHEMES: Final = frozenset(
     """
     about acap android-app blob brave cap chrome chrome-extension chrome-search chrome-untrusted cid data dav
     devtools dict dns ecmascript edge externalfile feed file filesystem finger ftp ftps geo gopher hcp iax icap
@@ -29,7 +29,7 @@ NEVER_REDIRECTED_TO: Final = frozenset(
     ws wss wyciwyg x-javascript xmpp z39.50
     """.split()  # noqa: SIM905  as a list it would fill two pages
 )
-"""Schemes that a browser runs or reads, or that belong to another protocol: none is an app's private-use scheme."""
+"""Schemes that a browser runs or reads, or that belong to another protocol: none is the web's or an app's own."""
 
 _DROPPED: Final = re.compile(r"[\t\n\r]")
 _LEADING: Final = "".join(map(chr, range(33)))
@@ -38,6 +38,7 @@ _CHARACTERS: Final = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A
 _ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _PARTS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?[^#]*)?(#.*)?\Z")
 _HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^:\[\]]+)(?::([1-9][0-9]{0,4}))?\Z")
+_APP_HOST_AND_PORT: Final = re.compile(r"([A-Za-z0-9._~-]+)(?::([1-9][0-9]{0,4}))?\Z")
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
 _NUMERIC_LABEL: Final = re.compile(r"(?:[0-9]+|0[xX][0-9A-Fa-f]*)\Z")
@@ -46,13 +47,17 @@ _DOTTED_QUAD: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}\Z")
 
 
 class Uri(Struct, frozen=True):
-    """What a URI says, as far as decisions need it. `host` is in lower case; an IPv6 address keeps its brackets."""
+    """What a URI says, as far as decisions need it.
+
+    `host` is as browsers show it: of `http` and `https` in lower case, an IPv6 address in brackets; of other schemes as
+    it stands.
+    """
 
     scheme: str
     host: str | None
     has_fragment: bool
     port: int | None = None
-    """As it stands there, of `http` and `https` alone."""
+    """As it stands there: a default port that is written out is given, one that is not is None."""
 
 
 class UriRefused(ValueError):
@@ -62,8 +67,8 @@ class UriRefused(ValueError):
 def parse(text: str) -> Uri:
     """Scheme and host of an absolute URI (RFC 3986 section 3). Raises `UriRefused`.
 
-    `http` and `https` need a host: a domain name, a dotted quad, or an IPv6 address in brackets. User information is
-    refused with every scheme.
+    `http` and `https` need a host: a domain name, a dotted quad, or an IPv6 address in brackets. Any other scheme is an
+    app's own (RFC 8252 section 7.1), with or without a host. `FOREIGN_SCHEMES` and user information are refused.
     """
     if len(text) > MAX_URI_CHARACTERS:
         raise UriRefused(f"longer than {MAX_URI_CHARACTERS} characters")
@@ -75,6 +80,8 @@ def parse(text: str) -> Uri:
     if match is None:
         raise UriRefused("not absolute")
     scheme, authority = match[1].lower(), match[2]
+    if scheme in FOREIGN_SCHEMES:
+        raise UriRefused("of a scheme that is neither the web's nor an app's own")
     if authority is not None and "@" in authority:
         raise UriRefused("with user information")
     if scheme in {"http", "https"}:
@@ -82,7 +89,8 @@ def parse(text: str) -> Uri:
         return Uri(scheme, host, match[4] is not None, port)
     if not authority and not match[3]:
         raise UriRefused("nothing but a scheme")
-    return Uri(scheme, authority.lower() if authority else None, match[4] is not None)
+    host, port = _app_host(authority) if authority else (None, None)
+    return Uri(scheme, host, match[4] is not None, port)
 
 
 def _web_host(authority: str | None) -> tuple[str, int | None]:
@@ -90,8 +98,6 @@ def _web_host(authority: str | None) -> tuple[str, int | None]:
     if match is None:
         raise UriRefused("without a host, or with a port that is none")
     host = match[1].lower()
-    if match[2] is not None and int(match[2]) > MAX_PORT:
-        raise UriRefused("with a port that is none")
     if host.startswith("["):
         # Browsers show an address in its shortest form (RFC 5952). One spelled otherwise would be another host to us.
         try:
@@ -105,7 +111,22 @@ def _web_host(authority: str | None) -> tuple[str, int | None]:
     elif _NUMERIC_LABEL.match(host.rpartition(".")[2]) and not _DOTTED_QUAD.match(host):
         # Browsers read 127.1, 0x7f.1 and 2130706433 as addresses (WHATWG URL, "ends in a number").
         raise UriRefused("with an IPv4 address that is no dotted quad")
-    return host, None if match[2] is None else int(match[2])
+    return host, _port(match[2])
+
+
+def _app_host(authority: str) -> tuple[str, int | None]:
+    match = _APP_HOST_AND_PORT.match(authority)
+    if match is None:
+        raise UriRefused("with a host that apps read differently, or a port that is none")
+    return match[1], _port(match[2])
+
+
+def _port(digits: str | None) -> int | None:
+    if digits is None:
+        return None
+    if int(digits) > MAX_PORT:
+        raise UriRefused("with a port that is none")
+    return int(digits)
 
 
 def runs_script(text: str) -> bool:

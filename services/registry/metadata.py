@@ -314,8 +314,6 @@ def _is_native(value: object) -> bool:
         if not uris.is_loopback(uri.host):
             raise UriRefused("http, which only loopback hosts may use")
         return True
-    if uri.scheme in uris.NEVER_REDIRECTED_TO:
-        raise UriRefused("of a scheme that is no private-use scheme of an app")
     return True
 
 

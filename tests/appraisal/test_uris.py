@@ -111,7 +111,7 @@ def test_a_uri_has_at_most_2048_characters(length: int) -> None:
         assert uris.parse(uri).host == "a.example"
 
 
-@pytest.mark.parametrize("scheme", sorted(uris.NEVER_REDIRECTED_TO))
+@pytest.mark.parametrize("scheme", sorted(uris.FOREIGN_SCHEMES))
 def test_schemes_of_browsers_and_protocols_are_no_apps(scheme: str) -> None:
     """One list, each of it refused in both cases."""
     for spelled in (scheme, scheme.upper()):
