@@ -3,7 +3,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help up test test-faults lint types bench lock clean
+.PHONY: help up test test-faults test-browser test-agents test-fuzz fuzz flood fuzz-uris lint types bench lock clean
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -22,10 +22,29 @@ up: .venv/up.stamp .venv/editable.stamp ## Start everything at http://127.0.0.1:
 	@exec $(BIN)/python -m deploy.dev up
 
 test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (under three minutes)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not faults"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not faults and not browser and not agents and not fuzz"
 
 test-faults: .venv/dev.stamp .venv/editable.stamp ## Run the tests that race and kill servers and processes
 	$(BIN)/python -m pytest -q -m faults
+
+test-browser: .venv/dev.stamp .venv/editable.stamp ## Run the tests that ask a browser (Debian's chromium)
+	$(BIN)/python -m pytest -q -m browser
+
+test-agents: .venv/dev.stamp .venv/editable.stamp ## Run the tests with real agents of npm (needs node and npm)
+	npm ci --prefix tests/agents --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(BIN)/python -m pytest -q -m agents
+
+test-fuzz: .venv/dev.stamp .venv/editable.stamp ## Run 5,000 hostile inputs, and a flood of 20,000 registrations
+	$(BIN)/python -m pytest -q -m fuzz
+
+fuzz: .venv/dev.stamp .venv/editable.stamp ## The same with 100,000 inputs: about half an hour
+	GRANTBOOK_INPUTS=100000 $(BIN)/python -m pytest -q -m fuzz tests/system/test_fuzz.py
+
+flood: .venv/dev.stamp .venv/editable.stamp ## The same with a flood of 1,000,000 registrations
+	GRANTBOOK_FLOOD=1000000 $(BIN)/python -m pytest -q -m fuzz tests/system/test_flood.py
+
+fuzz-uris: .venv/dev.stamp .venv/editable.stamp ## Ask the browser about 100,000 URIs
+	GRANTBOOK_URIS=100000 $(BIN)/python -m pytest -q -m browser tests/appraisal
 
 lint: .venv/dev.stamp ## Check style, layout and declared dependencies
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Token buckets in front of what anybody may do: one for all, and one for each source.
 
-Whoever asks much empties its own bucket first. The last part of the bucket for all is kept for sources that asked
-little lately, so that those who ask much do not take everybody else's share. Memory is bounded: the source that was
-silent longest is forgotten first, and with it at most what it had used up.
+Whoever asks much empties its own bucket first. The last part of the bucket for all is kept for sources out of networks
+that asked little lately. So those who ask much do not take everybody else's share, also when they have many addresses.
+Memory is bounded: what was silent longest is forgotten first, and with it at most what it had used up.
 """
 
 from collections import OrderedDict
@@ -11,9 +11,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from door.sources import Source
+
 MAX_SOURCES: Final = 50_000
+"""Sources that are remembered, and as many networks."""
 RESERVED_SHARE: Final = 0.1
-"""Of the bucket for all: kept for sources whose own bucket is nearly full."""
+"""Of the bucket for all: kept for sources whose network's bucket is nearly full."""
 NEARLY_FULL_SHARE: Final = 0.9
 
 
@@ -31,64 +34,69 @@ class _Bucket:
         self.tokens = tokens
         self.at = at
 
-    def refill(self, rate: Rate, now: float) -> None:
-        self.tokens = min(float(rate.burst), self.tokens + max(0.0, now - self.at) * rate.per_second)
-        self.at = now
+
+class _Buckets:
+    """One bucket a name, full when it is new."""
+
+    def __init__(self, rate: Rate, most: int) -> None:
+        self.rate = rate
+        self._most = most
+        self._by_name: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def refilled(self, name: str, now: float) -> _Bucket:
+        """The bucket of a name, as it is now."""
+        bucket = self._by_name.get(name)
+        if bucket is None:
+            bucket = self._by_name[name] = _Bucket(float(self.rate.burst), now)
+            if len(self._by_name) > self._most:
+                self._by_name.popitem(last=False)
+            return bucket
+        self._by_name.move_to_end(name)
+        gained = max(0.0, now - bucket.at) * self.rate.per_second
+        bucket.tokens, bucket.at = min(float(self.rate.burst), bucket.tokens + gained), now
+        return bucket
 
 
 class Limits:
-    """Both buckets. `clock` gives monotonic seconds. A rate of None is no limit."""
+    """All of the buckets. `clock` gives monotonic seconds. A rate of None is no limit."""
 
     def __init__(
         self, everyone: Rate | None, source: Rate | None, *, clock: Callable[[], float], max_sources: int = MAX_SOURCES
     ) -> None:
-        self._everyone_rate = everyone
-        self._source_rate = source
         self._clock = clock
-        self._max_sources = max_sources
-        self._everyone = _Bucket(0.0 if everyone is None else float(everyone.burst), clock())
-        self._sources: OrderedDict[str, _Bucket] = OrderedDict()
+        self._everyone = None if everyone is None else _Buckets(everyone, 1)
+        self._sources = None if source is None else _Buckets(source, max_sources)
+        self._networks = None if source is None else _Buckets(source, max_sources)
 
-    def take(self, source: str) -> float:
+    def take(self, source: Source) -> float:
         """Take one token of each bucket: 0.0. Or take none: the seconds after which it is worth asking again."""
         now = self._clock()
-        bucket = self._of(source, now)
-        if bucket is not None and self._source_rate is not None and bucket.tokens < 1.0:
-            return (1.0 - bucket.tokens) / self._source_rate.per_second
-        rate = self._everyone_rate
-        if rate is not None:
-            self._everyone.refill(rate, now)
-            modest = (
-                bucket is None
-                or self._source_rate is None
-                or bucket.tokens >= self._source_rate.burst * NEARLY_FULL_SHARE
-            )
+        own = None
+        modest = True
+        if self._sources is not None and self._networks is not None:
+            own = self._sources.refilled(source.address, now)
+            network = self._networks.refilled(source.network, now)
+            modest = network.tokens >= self._networks.rate.burst * NEARLY_FULL_SHARE
+            network.tokens = max(0.0, network.tokens - 1.0)  # what is refused was asked for, too
+            if own.tokens < 1.0:
+                return (1.0 - own.tokens) / self._sources.rate.per_second
+        if self._everyone is not None:
+            rate, everyone = self._everyone.rate, self._everyone.refilled("", now)
             needed = 1.0 if modest else 1.0 + rate.burst * RESERVED_SHARE
-            if self._everyone.tokens < needed:
-                return (needed - self._everyone.tokens) / rate.per_second
-            self._everyone.tokens -= 1.0
-        if bucket is not None:
-            bucket.tokens -= 1.0
+            if everyone.tokens < needed:
+                return (needed - everyone.tokens) / rate.per_second
+            everyone.tokens -= 1.0
+        if own is not None:
+            own.tokens -= 1.0
         return 0.0
 
     @property
-    def sources(self) -> int:
-        """How many sources are remembered."""
-        return len(self._sources)
-
-    def _of(self, source: str, now: float) -> _Bucket | None:
-        rate = self._source_rate
-        if rate is None:
-            return None
-        bucket = self._sources.get(source)
-        if bucket is None:
-            bucket = self._sources[source] = _Bucket(float(rate.burst), now)
-            if len(self._sources) > self._max_sources:
-                self._sources.popitem(last=False)
-        else:
-            self._sources.move_to_end(source)
-            bucket.refill(rate, now)
-        return bucket
+    def remembered(self) -> int:
+        """How many sources and networks are remembered."""
+        return sum(len(each) for each in (self._sources, self._networks) if each is not None)
 
 
 def rate(text: str) -> Rate | None:

@@ -6,7 +6,7 @@ wrote it, the address before, is a proxy of the operator's; with no proxies conf
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from litestar.connection import ASGIConnection
 
@@ -14,6 +14,8 @@ MAX_HOPS: Final = 16
 """Most proxies in a row that are looked through."""
 IPV6_PREFIX_BITS: Final = 64
 """What one customer is given whole: addresses in it are one source."""
+NETWORK_BITS: Final = {4: 16, 6: 32}
+"""What is around a source: about as much as one provider has of it. By version of IP."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -36,8 +38,18 @@ def proxies(text: str) -> Proxies:
     return Proxies([ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip()])
 
 
-def source_of(connection: ASGIConnection[Any, Any, Any, Any], trusted: Proxies) -> str:
-    """The source of a request: an IPv4 address or an IPv6 /64, as text; empty where the server knows no peer."""
+class Source(NamedTuple):
+    """Where a request comes from, as text: an IPv4 address or an IPv6 /64, and the network around it."""
+
+    address: str
+    network: str
+
+
+UNKNOWN: Final = Source("", "")
+
+
+def source_of(connection: ASGIConnection[Any, Any, Any, Any], trusted: Proxies) -> Source:
+    """The source of a request; `UNKNOWN` where the server knows no peer."""
     peer = connection.client.host if connection.client is not None else ""
     if not trusted.networks:
         return _source(_address(peer))
@@ -78,7 +90,10 @@ def _address(text: str) -> Address | None:
     return address
 
 
-def _source(address: Address | None) -> str:
+def _source(address: Address | None) -> Source:
+    if address is None:
+        return UNKNOWN
+    network = str(ipaddress.ip_network((address, NETWORK_BITS[address.version]), strict=False))
     if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address, IPV6_PREFIX_BITS), strict=False))
-    return "" if address is None else str(address)
+        return Source(str(ipaddress.ip_network((address, IPV6_PREFIX_BITS), strict=False)), network)
+    return Source(str(address), network)

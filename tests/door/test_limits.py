@@ -12,6 +12,7 @@ from litestar.datastructures import Headers
 
 from door import limits, sources
 from door.limits import Limits, Rate
+from door.sources import Source
 
 
 class Clock:
@@ -24,52 +25,62 @@ class Clock:
         return self.now
 
 
+def at(address: str, network: str = "") -> Source:
+    return Source(address, network)
+
+
 def test_a_source_may_take_its_burst_and_then_what_refills() -> None:
     """Agents: a burst is fine, and how long to wait is said."""
     clock = Clock()
     bucket = Limits(None, Rate(2, 3), clock=clock)
-    assert [bucket.take("a") for _ in range(3)] == [0.0] * 3
-    assert bucket.take("a") == pytest.approx(0.5)
+    assert [bucket.take(at("a")) for _ in range(3)] == [0.0] * 3
+    assert bucket.take(at("a")) == pytest.approx(0.5)
     clock.now = 0.5
-    assert bucket.take("a") == 0.0
-    assert bucket.take("a") > 0
-    assert bucket.take("b") == 0.0
+    assert bucket.take(at("a")) == 0.0
+    assert bucket.take(at("a")) > 0
+    assert bucket.take(at("b")) == 0.0
 
 
 def test_a_refused_request_takes_nothing() -> None:
     """Agents: who asks too early is not put back further."""
     clock = Clock()
     bucket = Limits(None, Rate(1, 1), clock=clock)
-    bucket.take("a")
+    bucket.take(at("a"))
     for _ in range(100):
-        assert bucket.take("a") == pytest.approx(1.0)
+        assert bucket.take(at("a")) == pytest.approx(1.0)
     clock.now = 1.0
-    assert bucket.take("a") == 0.0
+    assert bucket.take(at("a")) == 0.0
 
 
 def test_who_asks_much_does_not_take_everybody_elses_share() -> None:
-    """Honest agents: the last part of the bucket for all is for those who asked little."""
-    bucket = Limits(Rate(1, 100), Rate(1, 1_000), clock=Clock())
-    served = sum(bucket.take("hostile") == 0.0 for _ in range(1_000))
-    assert served == 100  # 900 of its own 1,000 are a nearly full bucket
+    """Honest agents: the last part of the bucket for all is for networks that asked little."""
     bucket = Limits(Rate(1, 1_000), Rate(1, 1_000), clock=Clock())
-    assert sum(bucket.take("hostile") == 0.0 for _ in range(2_000)) == 900
-    assert bucket.take("honest") == 0.0
+    assert sum(bucket.take(at("hostile", "theirs")) == 0.0 for _ in range(2_000)) == 900
+    assert bucket.take(at("another", "theirs")) > 0
+    assert bucket.take(at("honest", "ours")) == 0.0
+
+
+def test_many_addresses_of_one_network_do_not_take_it_either() -> None:
+    """Honest agents: a flood from a thousand addresses, each with a bucket of its own, leaves the reserve to others."""
+    bucket = Limits(Rate(1, 1_000), Rate(1, 100), clock=Clock())
+    served = sum(bucket.take(at(f"10.0.0.{number % 500}", "10.0.0.0/16")) == 0.0 for number in range(20_000))
+    assert served <= 910  # but for those that came while their network had asked little
+    assert bucket.take(at("192.0.2.1", "192.0.0.0/16")) == 0.0
 
 
 def test_the_table_of_sources_is_bounded() -> None:
     """Operators: a million addresses cost no more memory than the limit says."""
     bucket = Limits(Rate(1, 10), Rate(1, 10), clock=Clock(), max_sources=100)
     for number in range(10_000):
-        bucket.take(str(number))
-    assert bucket.sources == 100
+        bucket.take(at(str(number), str(number)))
+    assert bucket.remembered == 200
 
 
 def test_limits_can_be_switched_off() -> None:
     """Operators who have another limit in front."""
     bucket = Limits(None, None, clock=Clock())
-    assert all(bucket.take("a") == 0.0 for _ in range(10_000))
-    assert bucket.sources == 0
+    assert all(bucket.take(at("a")) == 0.0 for _ in range(10_000))
+    assert bucket.remembered == 0
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10)), max_size=200))
@@ -80,7 +91,7 @@ def test_no_source_and_not_all_together_get_more_than_their_rate(asked: list[tup
     given_: list[str] = []
     for source, wait in asked:
         clock.now += wait
-        if bucket.take(source) == 0.0:
+        if bucket.take(at(source, source)) == 0.0:
             given_.append(source)
     assert len(given_) <= 10 + 2 * clock.now + 1
     for source in "abc":
@@ -103,7 +114,7 @@ def test_rates_are_read() -> None:
 def source(peer: str, *forwarded: str, trusted: str = "") -> str:
     headers = Headers([(b"x-forwarded-for", each.encode("latin-1")) for each in forwarded])
     connection: Any = SimpleNamespace(client=SimpleNamespace(host=peer) if peer else None, headers=headers)
-    return sources.source_of(connection, sources.proxies(trusted))
+    return sources.source_of(connection, sources.proxies(trusted)).address
 
 
 @pytest.mark.parametrize(
@@ -132,6 +143,21 @@ def test_the_source_is_the_first_address_that_is_no_proxy_of_ours(
 ) -> None:
     """Honest agents: nobody fills their bucket by naming them; everybody behind a proxy has a bucket."""
     assert source(peer, *forwarded, trusted=trusted) == expected
+
+
+@pytest.mark.parametrize(
+    ("peer", "network"),
+    [
+        ("192.0.2.7", "192.0.0.0/16"),
+        ("2001:db8:1:2::3", "2001:db8::/32"),
+        ("::ffff:192.0.2.7", "192.0.0.0/16"),
+        ("", ""),
+    ],
+)
+def test_the_network_around_a_source_is_about_one_provider(peer: str, network: str) -> None:
+    """Honest agents: who has one address of a provider often has many, and they are judged together."""
+    connection: Any = SimpleNamespace(client=SimpleNamespace(host=peer) if peer else None, headers=Headers([]))
+    assert sources.source_of(connection, sources.Proxies()).network == network
 
 
 def test_forged_headers_are_one_source() -> None:
