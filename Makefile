@@ -30,7 +30,8 @@ test-faults: .venv/dev.stamp .venv/editable.stamp ## Run the tests that race and
 test-browser: .venv/dev.stamp .venv/editable.stamp ## Run the tests that ask a browser (Debian's chromium)
 	$(BIN)/python -m pytest -q -m browser
 
-test-agents: .venv/dev.stamp .venv/editable.stamp ## Run the tests with real agents of npm (needs node and npm)
+test-agents: export PATH := $(CURDIR)/$(BIN):$(PATH)
+test-agents: .venv/dev.stamp .venv/editable.stamp ## Run the tests with real agents of npm
 	npm ci --prefix tests/agents --ignore-scripts --no-audit --no-fund --loglevel=error
 	$(BIN)/python -m pytest -q -m agents
 

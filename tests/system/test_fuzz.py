@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -210,7 +210,8 @@ def hammered(http: httpx.Client, operation: Any, product: Product, examples: int
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        run: Callable[[], None] = configured(given(operation.as_strategy(generation_mode=mode))(send))
+        strategy = operation.as_strategy(generation_mode=mode)
+        run: Any = configured(given(strategy)(send))  # type: ignore[no-untyped-call]  hypothesis has no types for it
         try:
             run()
         except Unsatisfiable:
