@@ -26,22 +26,21 @@ SENTENCES: Final[dict[str, str]] = {
     "known_name_unknown_host": "Its name claims a known product, and a redirect leads elsewhere than that product's.",
     "look_alike_name": "Its name looks like a known product's, by letters that are others.",
     "mixed_script_name": "Its name mixes letters of scripts that are not written together.",
-    "other_site": "One of its pages is on another site than every one of its redirects.",
-    "ip_literal_host": "A redirect leads to an IP address instead of a name.",
-    "punycode_host": "A redirect host has letters beyond ASCII, which may look like others.",
     "mixed_script_host": "A redirect host mixes scripts, or is written to look like Latin letters.",
-    "private_use_authority": "A redirect has a scheme of an app and a host behind it, which apps read differently.",
+    "ip_literal_host": "A redirect leads to an IP address instead of a name.",
+    "other_site": "One of its pages is on another site than each of its redirects on the web, if there are any.",
+    "punycode_host": "A redirect host has letters beyond ASCII, which may look like others.",
+    "private_use_authority": "A redirect has an app's own scheme and a host: programs may read another host into it.",
     "private_use_scheme": "A redirect goes to whichever app on the user's machine claimed its scheme (RFC 8252, 7.1).",
     "loopback_only": "Every redirect stays on the user's machine: any program there can be the one that answers.",
     "new_redirect_host": "No client had been redirected to one of its hosts until less than a day before it came.",
-    "many_registrations": f"{BURST_CLIENTS} or more just like it registered within {BURST_SECONDS} seconds before it.",
+    "many_registrations": f"At least {BURST_CLIENTS} just like it registered within {BURST_SECONDS} seconds before it.",
     "never_used": f"It registered more than {NEVER_USED_DAYS} days ago, and nobody ever let it in.",
 }
 """Every flag with its sentence, the gravest first."""
 ALL: Final = tuple(SENTENCES)
 FROM_HISTORY: Final = ("new_redirect_host", "many_registrations", "never_used")
 
-_PAGES: Final = ("client_uri", "logo_uri", "tos_uri", "policy_uri")
 _WEB: Final = frozenset({"http", "https"})
 _PUNYCODE: Final = "xn--"
 _suffixes: Final = PublicSuffixList()
@@ -62,7 +61,7 @@ def of_metadata(metadata: ClientMetadata) -> list[str]:
         found.add("private_use_scheme")
     if any(uri.scheme not in _WEB and uri.host is not None for uri in redirects):
         found.add("private_use_authority")
-    if redirects and len(redirects) == len(hosts) and not far:
+    if hosts and len(hosts) == len(metadata.redirect_uris) and not far:
         found.add("loopback_only")
     return [flag for flag in ALL if flag in found]
 
@@ -75,39 +74,49 @@ def redirect_hosts(metadata: ClientMetadata) -> list[str]:
 
 
 def _of_names(metadata: ClientMetadata, redirects: list[Uri]) -> Iterator[str]:
-    tagged = (value for name, value in metadata.localized.items() if name.startswith("client_name#"))
-    for name in (metadata.client_name or "", *tagged):
+    for name in (metadata.client_name or "", *_tagged(metadata, ("client_name",))):
         if names.is_mixed_script(name):
             yield "mixed_script_name"
-        for claim in products.claimed(name):
-            if not claim.spelled:
-                yield "look_alike_name"
-    for claim in products.claimed(metadata.client_name or ""):
-        if not all(claim.product.is_known_at(uri) for uri in redirects):
+        claims = products.claimed(name)
+        if not all(claim.spelled for claim in claims):
+            yield "look_alike_name"
+        # An agent of one product inside of another names both, and is redirected to either.
+        if claims and not all(any(claim.product.is_known_at(uri) for claim in claims) for uri in redirects):
             yield "known_name_unknown_host"
 
 
 def _of_pages(metadata: ClientMetadata, hosts: list[str]) -> Iterator[str]:
-    """With redirects to the user's own machine alone there is no site to compare with."""
+    """With redirects to the user's own machine alone there is no site to compare with: an app's page is anywhere."""
     sites = {_site(host) for host in hosts}
-    tagged = (value for name, value in metadata.localized.items() if name.partition("#")[0] in _PAGES)
-    pages = [value for value in (*(getattr(metadata, name) for name in _PAGES), *tagged) if value is not None]
-    for page in pages if sites else ():
-        uri = _parsed(page)
+    if not sites:
+        return
+    pages = (metadata.client_uri, metadata.logo_uri, metadata.tos_uri, metadata.policy_uri)
+    for page in (*pages, *_tagged(metadata, ("client_uri", "logo_uri", "tos_uri", "policy_uri"))):
+        uri = None if page is None else _parsed(page)
         if uri is not None and uri.host is not None and _site(uri.host) not in sites:
             yield "other_site"
 
 
+def _tagged(metadata: ClientMetadata, members: tuple[str, ...]) -> list[str]:
+    """The members' values in other languages (RFC 7591 section 2.2)."""
+    return [value for name, value in metadata.localized.items() if name.partition("#")[0] in members]
+
+
 @lru_cache(maxsize=MAX_REMEMBERED_HOSTS)
 def _of_host(host: str) -> tuple[str, ...]:
-    if host.startswith("[") or host.rpartition(".")[2].isdigit():
+    if _is_address(host):
         return ("ip_literal_host",)
-    if not any(label.startswith(_PUNYCODE) for label in host.split(".")):
+    labels = host.split(".")
+    if not any(label.startswith(_PUNYCODE) for label in labels):
         return ()
-    labels = [_shown(label) for label in host.split(".")]
-    if any(names.is_mixed_script(label) or _looks_latin(label) for label in labels):
+    # The last label is nobody's choice: some countries' look Latin, and are honest.
+    if any(_misleads(_shown(label)) for label in labels[:-1] or labels):
         return ("punycode_host", "mixed_script_host")
     return ("punycode_host",)
+
+
+def _is_address(host: str) -> bool:
+    return host.startswith("[") or host.rpartition(".")[2].isdigit()
 
 
 def _shown(label: str) -> str:
@@ -120,15 +129,20 @@ def _shown(label: str) -> str:
         return label
 
 
-def _looks_latin(label: str) -> bool:
-    """Whether a label without Latin letters is to a reader one of Latin letters alone."""
-    return not label.isascii() and names.plain(label) != names.skeleton(label) and names.skeleton(label).isascii()
+def _misleads(label: str) -> bool:
+    """Whether a label mixes scripts, or has no Latin letter and is to a reader one of Latin letters alone."""
+    if label.isascii():
+        return False
+    if names.is_mixed_script(label):
+        return True
+    looks = names.skeleton(label)
+    return looks != "" and looks.isascii() and not any("Latin" in names.scripts_of(each) for each in label)
 
 
 @lru_cache(maxsize=MAX_REMEMBERED_HOSTS)
 def _site(host: str) -> str:
     """The part of a host that somebody registered, by the public suffix list. An address is a site of its own."""
-    if host.startswith("[") or host.rpartition(".")[2].isdigit():
+    if _is_address(host):
         return host
     return str(_suffixes.privatesuffix(host) or host)
 

@@ -1,9 +1,8 @@
 """Products that people know by name, and where their agents are known to be redirected to.
 
-The list beside this module, `known_products.json`, has what the products' own documentation and public registrations
-show. It is to be extended: a product that is missing is merely not looked after, and a host that is missing costs its
-clients a flag. `spellings` are what a name may say, `hosts` count with their subdomains, and `loopback` says whether
-the product also runs on the user's own machine.
+The list is `known_products.json` beside this module. It says what the products' own documentation, their open source,
+and registrations seen in the wild show; it is to be extended. A product that is missing is merely not looked after; a
+host that is missing costs honest clients a flag, never more.
 """
 
 from functools import lru_cache
@@ -17,26 +16,35 @@ from msgspec import Struct
 from appraisal import names
 from appraisal.uris import Uri, is_loopback
 
-MAX_WORDS: Final = 64
-"""Of a name, so many words are looked at."""
-MAX_REMEMBERED_NAMES: Final = 4_096
+MAX_REMEMBERED_NAMES: Final = 1_024
+_WEB: Final = frozenset({"http", "https"})
 
-_BETWEEN_WORDS: Final = regex.compile(r"[\s\-_./\\()\[\]{}:;,+#&*'\"]+|(?<=\p{Ll})(?=\p{Lu})")
-_NUMBERED: Final = regex.compile(r"(?<=\p{L}{3})[0-9]+$")
+_LETTER: Final = (
+    r"[\p{L}\p{M}\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189\U0001f1e6-\U0001f1ff]"
+)
+_WORDS: Final = regex.compile(rf"\p{{N}}+|[|!$@]|{_LETTER}(?:(?!\p{{Lu}}\p{{Ll}}){_LETTER}(?<!\p{{Ll}}\p{{Lu}}))*")
+"""Words end where capitals begin: `MyMCPClaude` has three. Digits, and signs that are taken for letters, are words of
+their own, since they may belong to a name (`C1aude`) or come after it (`Claude2`). Letters in circles and squares are
+letters."""
 
 
-class Product(Struct, frozen=True):
+class Product(Struct, frozen=True, forbid_unknown_fields=True):
     """One product, as the list has it."""
 
     name: str
-    spellings: tuple[str, ...]
-    hosts: tuple[str, ...]
-    schemes: tuple[str, ...]
-    loopback: bool
+    spellings: tuple[str, ...] = ()
+    """Words that claim it wherever they stand in a client's name."""
+    alone: tuple[str, ...] = ()
+    """Words of everyday language, which claim it only if the client's name has no others."""
+    hosts: tuple[str, ...] = ()
+    """Each with its subdomains: so none on which strangers have pages."""
+    schemes: tuple[str, ...] = ()
+    loopback: bool = False
+    """Whether it also runs on the user's own machine, and takes redirects there."""
 
     def is_known_at(self, uri: Uri) -> bool:
         """Whether the product's agents are known to be redirected there."""
-        if uri.scheme not in {"http", "https"}:
+        if uri.scheme not in _WEB:
             return uri.scheme in self.schemes
         if is_loopback(uri.host):
             return self.loopback
@@ -44,7 +52,7 @@ class Product(Struct, frozen=True):
 
 
 class Claim(Struct, frozen=True):
-    """A product whose name a client's name has in it; `spelled` is false where it only looks so."""
+    """A product whose name a client's name has in it. `spelled` is false where it only looks so."""
 
     product: Product
     spelled: bool
@@ -53,32 +61,58 @@ class Claim(Struct, frozen=True):
 KNOWN: Final = msgspec.json.decode(
     (Path(__file__).parent / "known_products.json").read_bytes(), type=tuple[Product, ...]
 )
-_SPELLED: Final = {names.plain(each): product for product in KNOWN for each in product.spellings}
-_LOOKING: Final = {names.skeleton(each): product for product in KNOWN for each in product.spellings}
-_LONGEST: Final = max(map(len, _LOOKING))
+
+
+class _Index(Struct, frozen=True):
+    anywhere: dict[str, list[Product]]
+    alone: dict[str, list[Product]]
+    beginnings: frozenset[str]
 
 
 @lru_cache(maxsize=MAX_REMEMBERED_NAMES)
 def claimed(name: str) -> tuple[Claim, ...]:
-    """The products whose names stand in a client's name as words of their own: `Claude (work)`, and not `Claudette`.
+    """The products whose names stand in a client's name as words of their own: in `Claude (work)`, not in `Claudette`.
 
-    Words may be written apart or together, in any case and in letters that look alike.
+    Words may be written apart or together, in any case and in letters that look alike. In the order of the list.
     """
-    words = [_NUMBERED.sub("", each) for each in _BETWEEN_WORDS.split(name)[:MAX_WORDS] if each]
-    spelled = {each.name for each in _found([names.plain(each) for each in words], _SPELLED)}
-    looking = _found([names.skeleton(each) for each in words], _LOOKING)
-    return tuple(Claim(each, each.name in spelled) for each in dict.fromkeys(looking))
+    words = _WORDS.findall(name)
+    spelled = _found([names.spelling(each) for each in words], _SPELLED)
+    looking = _found([_look(each) for each in words], _LOOKING)
+    return tuple(Claim(each, each.name in spelled) for each in KNOWN if each.name in spelled | looking)
 
 
-def _found(words: list[str], known: dict[str, Product]) -> list[Product]:
-    """Products that some words in a row make."""
-    found: list[Product] = []
+def _found(words: list[str], index: _Index) -> set[str]:
+    """Names of the products that some words in a row make."""
+    words = [each for each in words if each]
+    found = {each.name for each in index.alone.get("".join(words), ())}
     for start in range(len(words)):
         together = ""
         for word in words[start:]:
             together += word
-            if len(together) > _LONGEST:
+            if together not in index.beginnings:
                 break
-            if together in known:
-                found.append(known[together])
+            found |= {each.name for each in index.anywhere.get(together, ())}
     return found
+
+
+def _look(text: str) -> str:
+    """How it looks, where letters may also be two others side by side: `Gernini`, `VVindsurf`, `Claucle`."""
+    return names.skeleton(text).replace("m", "rn").replace("w", "vv").replace("d", "cl")
+
+
+def _index(spellings: dict[str, tuple[list[str], list[str]]]) -> _Index:
+    """Looked up by words without the spaces between. By product: what claims it anywhere, and what alone."""
+    anywhere: dict[str, list[Product]] = {}
+    alone: dict[str, list[Product]] = {}
+    for product in KNOWN:
+        for index, texts in zip((anywhere, alone), spellings[product.name], strict=True):
+            for each in texts:
+                index.setdefault(each, []).append(product)
+    beginnings = frozenset(each[:end] for each in anywhere for end in range(1, len(each) + 1))
+    return _Index(anywhere, alone, beginnings)
+
+
+_SPELLED: Final = _index(
+    {each.name: ([*map(names.spelling, each.spellings)], [*map(names.spelling, each.alone)]) for each in KNOWN}
+)
+_LOOKING: Final = _index({each.name: ([*map(_look, each.spellings)], [*map(_look, each.alone)]) for each in KNOWN})

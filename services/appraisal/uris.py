@@ -89,7 +89,9 @@ def parse(text: str) -> Uri:
         return Uri(scheme, host, match[4] is not None, port)
     if not authority and not match[3]:
         raise UriRefused("nothing but a scheme")
-    host, port = _app_host(authority) if authority else (None, None)
+    if not authority:
+        return Uri(scheme, None, match[4] is not None)
+    host, port = _app_host(authority)
     return Uri(scheme, host, match[4] is not None, port)
 
 

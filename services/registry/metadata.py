@@ -74,7 +74,7 @@ SCHEMA: Final[dict[str, Any]] = {
         "grant_types": {"type": "array", "items": {"enum": list(GRANT_TYPES)}, "default": ["authorization_code"]},
         "response_types": {"type": "array", "items": {"enum": list(RESPONSE_TYPES)}, "default": list(RESPONSE_TYPES)},
         "application_type": {"enum": list(APPLICATION_TYPES)},
-        "client_name": {"type": "string", "maxLength": names.MAX_NAME_GRAPHEMES},
+        "client_name": {"type": "string", "maxLength": names.MAX_NAME_CHARACTERS},
         **{name: {"type": "string", "maxLength": uris.MAX_URI_CHARACTERS} for name in (*_DISPLAYED_URIS, "jwks_uri")},
         "scope": {"type": "string", "maxLength": MAX_SCOPE_CHARACTERS},
         "contacts": {

@@ -211,7 +211,7 @@ def hammered(http: httpx.Client, operation: Any, product: Product, examples: int
             suppress_health_check=list(HealthCheck),
         )
         strategy = operation.as_strategy(generation_mode=mode)
-        run: Any = configured(given(strategy)(send))  # type: ignore[no-untyped-call]  hypothesis has no types for it
+        run: Any = configured(given(strategy)(send))  # type: ignore[no-untyped-call]
         try:
             run()
         except Unsatisfiable:
