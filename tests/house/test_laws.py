@@ -54,7 +54,7 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
 
 def test_the_contracts_need_nothing_of_a_server() -> None:
     """Token services: what they install is small."""
-    allowed = {"grantbook", "msgspec", "nats", "cryptography", "click", "rich"}
+    allowed = {"grantbook", "msgspec", "nats", "cryptography", "click", "httpx", "rich"}
     import sys  # noqa: PLC0415  only for this list
 
     found = {name.partition(".")[0] for file in files("grantbook") for name in imported(file)}

@@ -289,10 +289,10 @@ class _Moment(click.ParamType[datetime | positions.Position]):
         return _Time().convert(value, param, ctx)
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="grantbook")
 def main() -> None:
-    """Grantbook's tools for those who read the register's log."""
+    """Grantbook's tools for those who audit the register, and for those who operate it."""
 
 
 @main.command(epilog=EXAMPLES)
