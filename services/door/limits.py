@@ -71,8 +71,8 @@ class Limits:
         self._sources = None if source is None else _Buckets(source, max_sources)
         self._networks = None if source is None else _Buckets(source, max_sources)
 
-    def take(self, source: Source) -> float:
-        """Take one token of each bucket: 0.0. Or take none: the seconds after which it is worth asking again."""
+    def take(self, source: Source, tokens: int = 1) -> float:
+        """Take so many tokens of each bucket: 0.0. Or take none: the seconds after which it is worth asking again."""
         now = self._clock()
         own = None
         modest = True
@@ -80,17 +80,17 @@ class Limits:
             own = self._sources.refilled(source.address, now)
             network = self._networks.refilled(source.network, now)
             modest = network.tokens >= self._networks.rate.burst * NEARLY_FULL_SHARE
-            network.tokens = max(0.0, network.tokens - 1.0)  # what is refused was asked for, too
-            if own.tokens < 1.0:
-                return (1.0 - own.tokens) / self._sources.rate.per_second
+            network.tokens = max(0.0, network.tokens - tokens)  # what is refused was asked for, too
+            if own.tokens < tokens:
+                return (tokens - own.tokens) / self._sources.rate.per_second
         if self._everyone is not None:
             rate, everyone = self._everyone.rate, self._everyone.refilled("", now)
-            needed = 1.0 if modest else 1.0 + rate.burst * RESERVED_SHARE
+            needed = tokens if modest else tokens + rate.burst * RESERVED_SHARE
             if everyone.tokens < needed:
                 return (needed - everyone.tokens) / rate.per_second
-            everyone.tokens -= 1.0
+            everyone.tokens -= tokens
         if own is not None:
-            own.tokens -= 1.0
+            own.tokens -= tokens
         return 0.0
 
     @property

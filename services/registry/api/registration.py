@@ -28,6 +28,9 @@ from registry.register import Register
 from registry.store import client
 
 MAX_BODY_BYTES: Final = 65_536
+BYTES_A_TOKEN: Final = 4_096
+"""A request counts once, and once more for each of so many bytes of its body."""
+MAX_LENGTH_DIGITS: Final = 10
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 HEADERS: Final = NO_STORE | {"Access-Control-Allow-Origin": "*"}
 PREFLIGHT_HEADERS: Final = {
@@ -159,8 +162,15 @@ async def preflight() -> Response[None]:
 
 
 def limit(request: Request[Any, Any, Any], register: Register) -> None:
-    """Refuse a request beyond the limits of its source, or of all: 429 (RFC 6585), before its body is read."""
-    seconds = register.limits.take(sources.source_of(request, register.policy.proxies))
+    """Refuse a request beyond the limits of its source, or of all: 429 (RFC 6585), before its body is read.
+
+    A large one counts as several: what fills the log is bytes.
+    """
+    length = request.headers.get("content-length", "0" if request.method in {"GET", "DELETE"} else "")
+    announced = int(length) if length.isascii() and length.isdigit() and len(length) <= MAX_LENGTH_DIGITS else None
+    counted = MAX_BODY_BYTES if announced is None else min(announced, MAX_BODY_BYTES)
+    tokens = 1 + counted // BYTES_A_TOKEN
+    seconds = register.limits.take(sources.source_of(request, register.policy.proxies), tokens)
     if seconds > 0:
         raise Problem(
             429,
