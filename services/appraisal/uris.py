@@ -33,7 +33,7 @@ FOREIGN_SCHEMES: Final = frozenset(
 
 _DROPPED: Final = re.compile(r"[\t\n\r]")
 _LEADING: Final = "".join(map(chr, range(33)))
-_SCRIPT: Final = re.compile(r"(?:javascript|vbscript|livescript|data|blob|file|about|view-source)\s*:", re.IGNORECASE)
+_SCRIPT: Final = re.compile(r"(?:java|vb|live)script\s*:|data\s*:\s*(?:[a-z]+/[a-z0-9.+-]+)?\s*[;,]", re.IGNORECASE)
 _CHARACTERS: Final = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+\Z")
 _ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _PARTS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?[^#]*)?(#.*)?\Z")
@@ -134,8 +134,9 @@ def _port(digits: str | None) -> int | None:
 def runs_script(text: str) -> bool:
     """Whether a browser that is given this as a link would run a script, or show what the text itself says.
 
-    For free text that is often shown as links. What a browser drops is dropped here (WHATWG URL: controls and spaces
-    around, tabs and line breaks anywhere), and what a careless decoder would undo is undone.
+    For text that is no URI, but is often shown as a link; a scope such as `data:read` is none. What a browser drops is
+    dropped here (WHATWG URL: controls and spaces around, tabs and line breaks anywhere), and what a careless decoder
+    would undo is undone.
     """
     for _ in range(MAX_DECODINGS):
         dropped = _DROPPED.sub("", text).lstrip(_LEADING)

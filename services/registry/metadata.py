@@ -240,6 +240,8 @@ def _name(members: Mapping[str, object]) -> str | None:
 def _checked_name(member: str, value: object) -> str:
     if not isinstance(value, str):
         raise _refused(f"{member}: a string was expected")
+    if uris.runs_script(value):
+        raise _refused(f"{member}: with a scheme that a browser runs or reads")
     try:
         return names.check(value)
     except NameRefused as refusal:

@@ -157,3 +157,47 @@ def test_any_text_is_a_uri_or_refused(text: str) -> None:
 def test_loopback_is_this_machine_alone(host: str | None, loopback: bool) -> None:
     """RFC 8252 section 7.3: http is for what never leaves the machine."""
     assert uris.is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "javascript:alert(1)",
+        "JaVaScRiPt:alert(1)",
+        " \x01javascript:alert(1)",
+        "java\tscript:alert(1)",
+        "java\r\nscript:alert(1)",
+        "javascript :alert(1)",
+        "%6aavascript:alert(1)",
+        "javascript%3aalert(1)",
+        "%256aavascript:alert(1)",
+        "vbscript:x",
+        "livescript:x",
+        "data:text/html,<script>",
+        "DATA:text/html;base64,AAAA",
+        "data:,x",
+    ],
+)
+def test_text_that_would_run_as_a_link_is_found(text: str) -> None:
+    """Admins: contacts and names end up as links on somebody's page."""
+    assert uris.runs_script(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ops@agent.example",
+        "mailto:a@b.example",
+        "data:read",
+        "data:files/read",
+        "file:read",
+        "Data: Explorer",
+        "About: us",
+        "JavaScript agent",
+        "100%",
+    ],
+)
+def test_other_text_is_not(text: str) -> None:
+    """People whose agent must connect: scopes and names have colons, too."""
+    assert not uris.runs_script(text)
