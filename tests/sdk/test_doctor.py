@@ -59,7 +59,7 @@ def answering(reply: Callable[[str, str, bytes], Reply]) -> Iterator[str]:
 def look(*arguments: str) -> tuple[Result, dict[str, dict[str, str]]]:
     """The result, and the findings by check."""
     result = CliRunner().invoke(main, ["doctor", *arguments, "--json"])
-    found = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
+    found = [json.loads(line) for line in result.stdout.splitlines()]
     return result, {each["check"]: each for each in found}
 
 
