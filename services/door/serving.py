@@ -26,13 +26,16 @@ class _Guarded(HttpToolsProtocol):
 
     _head_bytes = 0
     _in_head = True
+    _message_ended = False
     _timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._timer is None:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+        self._message_ended = False
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        # What ended a message was its body, or a head of a proper size: nothing of it counts for the next.
+        if self._in_head and not self._message_ended and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.send_400_response("The request's headers are too large.")
@@ -44,7 +47,7 @@ class _Guarded(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_head = True
+        self._in_head = self._message_ended = True
         self._stop_timer()
         super().on_message_complete()
 

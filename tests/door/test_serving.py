@@ -61,6 +61,16 @@ async def test_headers_of_a_usual_size_are_fine(port: int) -> None:
     assert answer.startswith(b"HTTP/1.1 201")
 
 
+async def test_bodies_are_no_headers(port: int) -> None:
+    """Token services that report much at once: a large body is taken, in one piece or many, again and again."""
+    body = b"a" * 300_000
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 300000\r\n\r\n" + body
+    last = request.replace(b"Host: a", b"Host: a\r\nConnection: close")
+    answer = await sent(port, request, request, last)
+    assert answer.count(b"HTTP/1.1 201") == 3
+    assert b" 400 " not in answer
+
+
 async def test_a_request_that_never_finishes_its_headers_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators: a thousand connections that trickle cost nothing for long."""
     monkeypatch.setattr(serving, "HEAD_SECONDS", 0.1)
