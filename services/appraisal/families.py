@@ -7,7 +7,6 @@ from typing import Final
 import msgspec
 
 from appraisal import uris
-from appraisal.uris import Uri, UriRefused
 from grantbook.events import ClientMetadata
 
 FAMILY_HEX_DIGITS: Final = 12
@@ -38,7 +37,7 @@ def redirect_domains(metadata: ClientMetadata) -> list[str]:
     """Hosts of the redirects, each followed by its parent domains. An address has no parents, and no brackets."""
     domains: dict[str, None] = {}
     for text in metadata.redirect_uris:
-        uri = _parsed(text)
+        uri = uris.parsed(text)
         if uri is None or uri.scheme not in WEB_SCHEMES or uri.host is None:
             continue
         host = uri.host.strip("[]")
@@ -47,14 +46,6 @@ def redirect_domains(metadata: ClientMetadata) -> list[str]:
         for start in range(len(parents)):
             domains[".".join(parents[start:])] = None
     return list(domains)
-
-
-def _parsed(text: str) -> Uri | None:
-    """None where it cannot be parsed: a log may be older than the rule that refuses it."""
-    try:
-        return uris.parse(text)
-    except UriRefused:
-        return None
 
 
 def _is_address(host: str) -> bool:
@@ -66,7 +57,7 @@ def _is_address(host: str) -> bool:
 
 
 def _without_loopback_port(text: str) -> str:
-    uri = _parsed(text)
+    uri = uris.parsed(text)
     if uri is None or uri.port is None or not uris.is_loopback(uri.host):
         return text
     start = text.index("://") + len("://") + len(uri.host or "")

@@ -12,7 +12,7 @@ from typing import Final
 from publicsuffixlist import PublicSuffixList
 
 from appraisal import names, products, uris
-from appraisal.uris import Uri, UriRefused
+from appraisal.uris import Uri
 from grantbook.events import ClientMetadata
 
 NEW_HOST_SECONDS: Final = 86_400
@@ -49,7 +49,7 @@ MAX_REMEMBERED_HOSTS: Final = 4_096
 
 def of_metadata(metadata: ClientMetadata) -> list[str]:
     """The flags that the metadata alone tells, in the order of `ALL`. Total: what does not parse is passed over."""
-    redirects = [uri for each in metadata.redirect_uris if (uri := _parsed(each)) is not None]
+    redirects = [uri for each in metadata.redirect_uris if (uri := uris.parsed(each)) is not None]
     hosts = [uri.host for uri in redirects if uri.scheme in _WEB and uri.host is not None]
     far = [host for host in hosts if not uris.is_loopback(host)]
     found = {
@@ -68,7 +68,7 @@ def of_metadata(metadata: ClientMetadata) -> list[str]:
 
 def redirect_hosts(metadata: ClientMetadata) -> list[str]:
     """The hosts on the web that the client is redirected to, each once; those of the user's own machine are none."""
-    parsed = (_parsed(each) for each in metadata.redirect_uris)
+    parsed = (uris.parsed(each) for each in metadata.redirect_uris)
     hosts = [uri.host for uri in parsed if uri is not None and uri.scheme in _WEB and uri.host is not None]
     return list(dict.fromkeys(host for host in hosts if not uris.is_loopback(host)))
 
@@ -92,7 +92,7 @@ def _of_pages(metadata: ClientMetadata, hosts: list[str]) -> Iterator[str]:
         return
     pages = (metadata.client_uri, metadata.logo_uri, metadata.tos_uri, metadata.policy_uri)
     for page in (*pages, *_tagged(metadata, ("client_uri", "logo_uri", "tos_uri", "policy_uri"))):
-        uri = None if page is None else _parsed(page)
+        uri = None if page is None else uris.parsed(page)
         if uri is not None and uri.host is not None and _site(uri.host) not in sites:
             yield "other_site"
 
@@ -145,11 +145,3 @@ def _site(host: str) -> str:
     if _is_address(host):
         return host
     return str(_suffixes.privatesuffix(host) or host)
-
-
-def _parsed(text: str) -> Uri | None:
-    """None where it cannot be parsed: a log may be older than the rule that refuses it."""
-    try:
-        return uris.parse(text)
-    except UriRefused:
-        return None

@@ -95,6 +95,14 @@ def parse(text: str) -> Uri:
     return Uri(scheme, host, match[4] is not None, port)
 
 
+def parsed(text: str) -> Uri | None:
+    """The same for what was accepted long ago: None where it is no longer, since a log may be older than a rule."""
+    try:
+        return parse(text)
+    except UriRefused:
+        return None
+
+
 def _web_host(authority: str | None) -> tuple[str, int | None]:
     match = _HOST_AND_PORT.match(authority) if authority else None
     if match is None:
