@@ -127,12 +127,14 @@ class Running:
         self.log_share = 0.0
         """How much of the log's `max_bytes` is used."""
         self._highest = 0
+        self._connections = 0
 
-    async def watch(self) -> None:
+    async def watch(self, feed: LogReader) -> None:
         """Keep an eye on the log: how full it is, and that it is still the one that was checked at the start."""
         while True:
             try:
                 state = await self.register.log.reader.state()
+                await self._look_again(feed)
             except Unavailable:
                 pass  # readiness says so; what we knew of the log's size still holds
             except Exception:  # noqa: BLE001  whatever a server answers, the watch goes on
@@ -141,12 +143,24 @@ class Running:
                 self.log_share = state.stored_bytes / state.max_bytes if state.max_bytes > 0 else 0.0
                 self.register.log.only_gates = self.log_share >= streams.FULL_SHARE
                 # A log that was restored under us has a feed of another past: what is appended would never reach it.
-                restored = state.identity != self.register.log_identity or state.last < self._highest
-                self.register.log.replaced = (
-                    "the log was replaced or restored: restart the registry" if restored else None
-                )
+                if state.identity != self.register.log_identity or state.last < self._highest:
+                    self.register.log.replaced = REPLACED
                 self._highest = max(self._highest, state.last)
             await asyncio.sleep(WATCH_SECONDS)
+
+    async def _look_again(self, feed: LogReader) -> None:
+        """After each reconnect: a log that was restored, and has grown since, looks like ours by its numbers."""
+        connections = self.connection.stats["reconnects"]
+        if connections == self._connections:
+            return
+        log = self.register.log
+        try:
+            await streams.check_feed(log.reader, feed)
+        except streams.UnsafeStreams as error:
+            log.replaced = str(error)
+        if not await log.is_still_the_same():
+            log.replaced = REPLACED
+        self._connections = connections
 
 
 @asynccontextmanager
@@ -167,8 +181,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         await streams.check(nats)
         reader = await stack.enter_async_context(LogReader(nats, subjects.LOG))
         activity_reader = await stack.enter_async_context(LogReader(nats, subjects.ACTIVITY))
-        async with LogReader(nats, subjects.REVOCATIONS) as feed:
-            await streams.check_feed(reader, feed)
+        feed = await stack.enter_async_context(LogReader(nats, subjects.REVOCATIONS))
+        await streams.check_feed(reader, feed)
         credentials = await stack.enter_async_context(Bucket(nats, subjects.CREDENTIALS, new_id=new_id))
         user_keys = await stack.enter_async_context(Bucket(nats, subjects.USER_KEYS, new_id=new_id))
         log = Log(
@@ -202,7 +216,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             if policy.max_unused_clients is not None:
                 unused = Unused(log, bucket, holder=new_id(), now=now, ceiling=policy.max_unused_clients)
         run = Running(register, nats, fanout, unused)
-        tasks = [asyncio.create_task(run.watch(), name="watch the log")]
+        tasks = [asyncio.create_task(run.watch(feed), name="watch the log")]
         if fanout is not None:
             tasks.append(asyncio.create_task(fanout.run(), name="fan-out"))
         if unused is not None:

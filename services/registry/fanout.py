@@ -41,10 +41,11 @@ _log = structlog.get_logger("fanout")
 
 
 class Checkpoint(Struct, frozen=True):
-    """Every deletion up to this sequence of the log with this identity is done."""
+    """Every deletion up to this sequence of the log with this identity is done; the event there has this id."""
 
     identity: str
     position: int
+    event_id: str = ""
 
 
 class Fanout:
@@ -99,8 +100,11 @@ class Fanout:
             revision = entry.revision
             if entry.value is not None:
                 checkpoint = msgspec.json.decode(entry.value, type=Checkpoint)
-                # Another log than the one that the checkpoint is of is read from its start: all of this is idempotent.
-                after = checkpoint.position if checkpoint.identity == identity else 0
+                # Another log than the checkpoint's, or one that was restored to before it, is read from its start: all
+                # of this is idempotent.
+                there = await self._reader.at_on_leader(checkpoint.position) if checkpoint.position else None
+                if checkpoint.identity == identity and there is not None and _id_of(there) == checkpoint.event_id:
+                    after = checkpoint.position
         async with self._reader.follow(after, [subjects.CLIENT_GATES]) as follower:
             while True:
                 await self._lease.keep()
@@ -110,7 +114,7 @@ class Fanout:
                     if isinstance(recorded.event, ClientDeleted):
                         await self._end_grants(recorded)
                 if messages:
-                    checkpoint = Checkpoint(identity, messages[-1].sequence)
+                    checkpoint = Checkpoint(identity, messages[-1].sequence, _id_of(messages[-1]))
                     written = await self._bucket.put(_CHECKPOINT, msgspec.json.encode(checkpoint), revision=revision)
                     if written is None:
                         raise LeaseLost
@@ -175,3 +179,7 @@ class Fanout:
             left = [event for event in left if wire.subject_of(event) not in ended]
         message = f"{len(left)} grants are being ended by somebody who does not come to it"
         raise Contended(message)
+
+
+def _id_of(raw: Raw) -> str:
+    return (raw.headers or {}).get("ce-id", "")

@@ -110,6 +110,8 @@ class Log:
         """Set while the log is so full that what is left of it is kept for suspensions, deletions and revocations."""
         self.replaced: str | None = None
         """Why nothing is appended: the log is not the one, or no longer all of the one, that was written before."""
+        self.newest: tuple[int, str] = (0, "")
+        """Where the newest event stands that was appended from here, and its id. A log without it is another log."""
         self._commit = commit
         self._new_id = new_id
         self._jitter = jitter
@@ -167,8 +169,22 @@ class Log:
         appends = (self._append(self._message(each, {}, None), each, since=0) for each in events)
         return list(await asyncio.gather(*appends))
 
+    async def is_still_the_same(self) -> bool:
+        """Whether the log has what was appended from here, as it stood. Raises `Unavailable`."""
+        position, event_id = self.newest
+        if not position:
+            return True
+        found = await self.reader.at_on_leader(position)
+        return found is not None and (found.headers or {}).get("ce-id") == event_id
+
     async def _append(self, message: Message, event: Event, *, since: int) -> int | None:
         """Position of the stored message; None when another was faster. `since` is what its subject had before."""
+        position = await self._stored(message, event, since=since)
+        if position is not None:
+            self.newest = max(self.newest, (position, message.headers["ce-id"]))
+        return position
+
+    async def _stored(self, message: Message, event: Event, *, since: int) -> int | None:
         if self.replaced is not None:
             raise Contended(self.replaced)
         if self.only_gates and not isinstance(

@@ -1,6 +1,7 @@
 """What each service does while another is away, and when it is told to stop."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -167,3 +168,28 @@ def test_a_log_that_was_replaced_under_a_registry_takes_nothing(product: Product
         assert unready.status == 503
         refused = admin("POST", "/admin/v1/users/ada/revoke")
         assert (refused.status, refused.body["code"]) == (503, "unavailable")
+
+
+def test_a_log_that_was_restored_and_has_grown_since_takes_nothing(product: Product) -> None:
+    """Users: by its numbers it looks like the log that this registry wrote; what was acknowledged is not in it."""
+    with processes.service(product, "registry", "serve") as writes:
+        anyone = Caller(f"http://127.0.0.1:{writes}")
+        admin = Caller(anyone.url, product.tokens["admin"])
+        assert anyone("POST", "/auth/connect/register", AGENT).status == 201
+        data, kept = product.folder / "nats", product.folder / "backup"
+        product.nats[0].stop()
+        shutil.copytree(data, kept)
+        product.nats[0].start()
+        until(lambda: anyone("GET", "/readyz"), lambda answer: answer.status == 200)
+        for _ in range(3):
+            assert anyone("POST", "/auth/connect/register", AGENT).status == 201
+        product.nats[0].stop()
+        shutil.rmtree(data)
+        shutil.copytree(kept, data)
+        product.nats[0].start()
+        with processes.service(product, "registry", "serve") as another:
+            for _ in range(10):
+                assert Caller(f"http://127.0.0.1:{another}")("POST", "/auth/connect/register", AGENT).status == 201
+        unready = until(lambda: anyone("GET", "/readyz"), lambda answer: "restored" in str(answer.body))
+        assert unready.status == 503
+        assert admin("POST", "/admin/v1/users/ada/revoke").status == 503
