@@ -32,10 +32,9 @@ class ListTooOld(Refusal):
 
 
 class Deleted(Struct, frozen=True, kw_only=True):
-    """How many of many were deleted now, how many had been before, and where in the log the last one stands."""
+    """How many clients are deleted, now or before: asking again says the same. And where the last one stands."""
 
     clients: int
-    before: int
     position: int
 
 
@@ -73,16 +72,15 @@ async def _last_records(reader: LogReader) -> AsyncIterator[list[ClientRegistere
 
 async def delete_family(log: Log, family: str, intent: Intent, *, traceparent: str | None) -> Deleted | None:
     """Delete every client of a family. None where there never was one. Raises what `Log.transact` raises."""
-    found, deleted, position = 0, 0, 0
+    deleted, position = 0, 0
     async for tokens in members_of(log.reader, family):
-        found += len(tokens)
+        deleted += len(tokens)
         for start in range(0, len(tokens), DELETED_TOGETHER):
             receipts = await asyncio.gather(
                 *(_delete(log, each, intent, traceparent) for each in tokens[start : start + DELETED_TOGETHER])
             )
-            deleted += sum(receipt.event is not None for receipt in receipts)
             position = max(position, *(receipt.position for receipt in receipts))
-    return Deleted(clients=deleted, before=found - deleted, position=position) if found else None
+    return Deleted(clients=deleted, position=position) if deleted else None
 
 
 async def delete_unused(
@@ -99,7 +97,7 @@ async def delete_unused(
     `used` has tokens of clients, as `used_since` gives them. Raises what `Log.transact` raises.
     """
     left: list[Left] = []
-    deleted, before, position = 0, 0, since
+    deleted, position = 0, since
 
     async def delete(client_id: str) -> Receipt[clients.Client | None] | Left:
         token = subjects.token(client_id)
@@ -116,10 +114,9 @@ async def delete_unused(
             if isinstance(outcome, Left):
                 left.append(outcome)
             else:
-                deleted += outcome.event is not None
-                before += outcome.event is None
+                deleted += 1
                 position = max(position, outcome.position)
-    return Deleted(clients=deleted, before=before, position=position), left
+    return Deleted(clients=deleted, position=position), left
 
 
 async def used_since(activity: LogReader, sequence: int) -> dict[str, None]:

@@ -40,18 +40,16 @@ class StaleClients(Struct, frozen=True):
 
 
 class FamilyDeleted(Struct, frozen=True):
-    """How many clients of the family were deleted now, and how many had been before."""
+    """How many clients of the family are deleted, now or before: all of them."""
 
     family: str
     deleted: int
-    deleted_before: int
 
 
 class StaleDeleted(Struct, frozen=True):
-    """How many of the clients were deleted now, how many had been before, and which were left, and why."""
+    """How many of the clients are deleted, now or before, and which were left, and why."""
 
     deleted: int
-    deleted_before: int
     left: list[Left]
 
 
@@ -91,9 +89,7 @@ async def delete_family(
     deleted = await many.delete_family(register.log, family, intent, traceparent=current_traceparent())
     if deleted is None:
         raise Problem(404, "family_not_found", "No client of this family was ever registered.")
-    return Response(
-        FamilyDeleted(family, deleted.clients, deleted.before), headers=register.log_position(deleted.position)
-    )
+    return Response(FamilyDeleted(family, deleted.clients), headers=register.log_position(deleted.position))
 
 
 @post(
@@ -121,9 +117,7 @@ async def delete_stale_clients(
         since=as_of,
         traceparent=current_traceparent(),
     )
-    return Response(
-        StaleDeleted(deleted.clients, deleted.before, left), headers=register.log_position(deleted.position)
-    )
+    return Response(StaleDeleted(deleted.clients, left), headers=register.log_position(deleted.position))
 
 
 def _position(name: str, text: str, kind: positions.Kind, identity: str) -> int:
