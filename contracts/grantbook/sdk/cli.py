@@ -63,7 +63,7 @@ def doctor(url: str, issuer: str | None, origin: str, register: bool, timeout: f
             else:
                 console.print(_lines(finding), soft_wrap=True)
     if not as_json:
-        console.print(f"\n{problems} problems, {warnings} warnings")
+        console.print(f"\nproblems: {problems}, warnings: {warnings}")
     if problems:
         sys.exit(PROBLEMS)
 
