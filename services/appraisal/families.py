@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+import unicodedata
 from typing import Final
 
 import msgspec
@@ -19,10 +20,10 @@ def family(metadata: ClientMetadata) -> str:
     """A fingerprint of what identifies a piece of software: the same for registrations that say the same of it.
 
     Ports of loopback redirects do not count: a native client takes a free one each time (RFC 8252 section 7.3). Nor
-    does how the client became known.
+    does the case of the name, nor how the client became known.
     """
     said = (
-        metadata.client_name,
+        None if metadata.client_name is None else _folded(metadata.client_name),
         sorted(_without_loopback_port(each) for each in metadata.redirect_uris),
         sorted(metadata.grant_types),
         sorted(metadata.response_types),
@@ -48,6 +49,11 @@ def redirect_domains(metadata: ClientMetadata) -> list[str]:
     return list(domains)
 
 
+def _folded(name: str) -> str:
+    """Without case, in NFC: before too, since a log may be older than the rule that names are kept so."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -58,7 +64,7 @@ def _is_address(host: str) -> bool:
 
 def _without_loopback_port(text: str) -> str:
     uri = uris.parsed(text)
-    if uri is None or uri.port is None or not uris.is_loopback(uri.host):
+    if uri is None or uri.scheme not in WEB_SCHEMES or uri.port is None or not uris.is_loopback(uri.host):
         return text
     start = text.index("://") + len("://") + len(uri.host or "")
     return text[:start] + text[start + len(f":{uri.port}") :]

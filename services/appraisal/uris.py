@@ -7,9 +7,11 @@ leaves out spaces, backslashes, quotes, angle brackets, control characters and e
 
 import ipaddress
 import re
+import unicodedata
 import urllib.parse
 from typing import Final
 
+import regex
 from msgspec import Struct
 
 MAX_URI_CHARACTERS: Final = 2_048
@@ -32,8 +34,16 @@ FOREIGN_SCHEMES: Final = frozenset(
 """Schemes that a browser runs or reads, or that belong to another protocol: none is the web's or an app's own."""
 
 _DROPPED: Final = re.compile(r"[\t\n\r]")
-_LEADING: Final = "".join(map(chr, range(33)))
-_SCRIPT: Final = re.compile(r"(?:java|vb|live)script\s*:|data\s*:\s*(?:[a-z]+/[a-z0-9.+-]+)?\s*[;,]", re.IGNORECASE)
+_SCRIPT: Final = re.compile(
+    # What pages trim is more than what browsers do: JavaScript's trim takes all that is blank, and U+FEFF.
+    r"[\x00-\x20\s\ufeff]*(?:"
+    r"(?:java|vb|live)script\s*:"
+    # Every type counts: scripts run in all that ends in +xml, and what no type has is escaped until one has it.
+    r"|data\s*: *(?:[^ ,;/]*/[^ ,;]*)? *[;,]"
+    r"|(?:blob|filesystem)\s*:\s*(?:https?|file|null)\b"
+    r")",
+    re.IGNORECASE,
+)
 _CHARACTERS: Final = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+\Z")
 _ENCODED_CONTROL: Final = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _PARTS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)(?:\?[^#]*)?(#.*)?\Z")
@@ -41,6 +51,15 @@ _HOST_AND_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^:\[\]]+)(?::([1-9][0-9
 _APP_HOST_AND_PORT: Final = re.compile(r"([A-Za-z0-9._~-]+)(?::([1-9][0-9]{0,4}))?\Z")
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
+_PUNYCODE: Final = "xn--"
+_ENCODABLE: Final = regex.compile(
+    r"(?!\p{M})(?:[^\p{Cc}\p{Cf}\p{Cn}\p{Co}\p{Cs}\p{Z}\p{Default_Ignorable_Code_Point}]"
+    # The joiners where RFC 5892 appendix A allows them.
+    r"|(?<=\p{ccc=9})[\u200c\u200d]"
+    r"|(?<=[\p{jt=L}\p{jt=D}]\p{jt=T}*)\u200c(?=\p{jt=T}*[\p{jt=R}\p{jt=D}]))+\Z"
+)
+_DEVIATIONS: Final = "\u00df\u03c2"
+"""Sharp s and final sigma: letters of their own to browsers (UTS 46 section 4, non-transitional processing)."""
 _NUMERIC_LABEL: Final = re.compile(r"(?:[0-9]+|0[xX][0-9A-Fa-f]*)\Z")
 _OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _DOTTED_QUAD: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}\Z")
@@ -67,7 +86,8 @@ class UriRefused(ValueError):
 def parse(text: str) -> Uri:
     """Scheme and host of an absolute URI (RFC 3986 section 3). Raises `UriRefused`.
 
-    `http` and `https` need a host: a domain name, a dotted quad, or an IPv6 address in brackets. Any other scheme is an
+    `http` and `https` need a host: a domain name, its `xn--` labels well encoded, a dotted quad, or an IPv6 address in
+    brackets. Any other scheme is an
     app's own (RFC 8252 section 7.1), with or without a host. `FOREIGN_SCHEMES` and user information are refused.
     """
     if len(text) > MAX_URI_CHARACTERS:
@@ -118,10 +138,32 @@ def _web_host(authority: str | None) -> tuple[str, int | None]:
             raise UriRefused("with an IPv6 address that is none, or is not in its shortest form")
     elif len(host) > MAX_HOST_CHARACTERS or not _NAME.match(host):
         raise UriRefused("with a host that is no domain name")
+    elif not all(_is_encoded_well(label) for label in host.split(".") if label.startswith(_PUNYCODE)):
+        raise UriRefused("with a host of which a part says that it is encoded, and is not")
     elif _NUMERIC_LABEL.match(host.rpartition(".")[2]) and not _DOTTED_QUAD.match(host):
         # Browsers read 127.1, 0x7f.1 and 2130706433 as addresses (WHATWG URL, "ends in a number").
         raise UriRefused("with an IPv4 address that is no dotted quad")
     return host, _port(match[2])
+
+
+def _is_encoded_well(label: str) -> bool:
+    """Whether an `xn--` label encodes a name, in the one way there is (UTS 46 section 4.1, but for its rule on bidi).
+
+    The standard fails on others. Browsers that do not would go to a host that nobody could show in letters.
+    """
+    encoded = label.removeprefix(_PUNYCODE).encode("ascii")
+    try:
+        name = encoded.decode("punycode")
+        again = name.encode("punycode")
+    except UnicodeError:
+        return False
+    return (
+        again == encoded
+        and not name.isascii()
+        and _ENCODABLE.match(name) is not None
+        and unicodedata.is_normalized("NFC", name)
+        and all(each in _DEVIATIONS or unicodedata.normalize("NFKC", each.casefold()) == each for each in name)
+    )
 
 
 def _app_host(authority: str) -> tuple[str, int | None]:
@@ -147,8 +189,7 @@ def runs_script(text: str) -> bool:
     would undo is undone.
     """
     for _ in range(MAX_DECODINGS):
-        dropped = _DROPPED.sub("", text).lstrip(_LEADING)
-        if _SCRIPT.match(dropped):
+        if _SCRIPT.match(_DROPPED.sub("", text)):
             return True
         decoded = urllib.parse.unquote(text, errors="replace")
         if decoded == text:

@@ -92,6 +92,9 @@ LABELS = [
     "7f",
 ]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789-_"
+FOREIGN_LETTERS = (
+    "\xe4\xf6\xfc\xdf\u03b1\u03b2\u03c2\u0430\u0431\u0441\u4e2d\u6587\u3042\u30a2\uac00\u0e01\u0939\u0905ab1"
+)
 
 
 def host(dice: random.Random) -> str:
@@ -101,8 +104,45 @@ def host(dice: random.Random) -> str:
     labels = []
     for _ in range(dice.randrange(1, 5)):
         made_up = "".join(dice.choice(LETTERS) for _ in range(dice.randrange(1, 12)))
-        labels.append(dice.choice([dice.choice(LABELS), made_up, f"xn--{made_up}", dice.choice(LABELS) + made_up]))
+        foreign = "".join(dice.choice(FOREIGN_LETTERS) for _ in range(dice.randrange(1, 8)))
+        encoded = f"xn--{foreign.encode('punycode').decode('ascii')}"
+        labels.append(
+            dice.choice([dice.choice(LABELS), made_up, f"xn--{made_up}", encoded, dice.choice(LABELS) + made_up])
+        )
     return ".".join(labels)
+
+
+SCRIPTED = ["javascript", "JavaScript", "vbscript", "data", "DATA", "blob", "filesystem", "scope", "java", "https"]
+TYPES = [
+    *(
+        "",
+        "text/html",
+        "text/plain",
+        "image/svg+xml",
+        "a-b/c+xml",
+        "x/y_z+xml",
+        "text%2fhtml",
+        "\xe9/x+xml",
+        ";text/html",
+    ),
+    *(";a=b", "/x+xml", "a/+xml", "text / html", "a b/c+xml", " text/html ", "text/ht\tml", 'text/html;a=","'),
+    *("a(b)/c+xml", "a/b/c+xml"),
+]
+AFTER_TYPE = [",x", ";base64,YQ==", ";charset=utf-8,x", "", ";,x"]
+AFTER_SCHEME = ["alert(1)", "//x", "%0aalert(1)", "https://a.example/1", "read"]
+
+
+def links(count: int, seed: int) -> Iterator[str]:
+    """So many texts that somebody may show as links, many of which run a script; the same for the same seed."""
+    dice = random.Random(seed)
+    for _ in range(count):
+        scheme = dice.choice(SCRIPTED)
+        rest = dice.choice(TYPES) + dice.choice(AFTER_TYPE) if scheme.lower() == "data" else dice.choice(AFTER_SCHEME)
+        text = f"{scheme}:{rest}"
+        for _ in range(dice.choice((0, 0, 1, 1, 2, 3))):
+            place = dice.randrange(min(len(text), 16) + 1)
+            text = text[:place] + dice.choice(ODDITIES) + text[place + dice.randrange(2) :]
+        yield text
 
 
 def uris(count: int, seed: int) -> Iterator[str]:

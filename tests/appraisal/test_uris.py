@@ -1,6 +1,7 @@
 """Which URIs get in: a corpus of spellings that broke others, and of those that agents need."""
 
 import string
+import time
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -13,6 +14,8 @@ from appraisal.uris import UriRefused
 from registry import metadata
 from registry.metadata import MetadataRefused
 
+SECONDS_FOR_LONG_TEXT = 1.0
+
 TAKEN = {
     "https://claude.ai/api/mcp/auth_callback": "web",
     "https://a.example": "web",
@@ -21,6 +24,12 @@ TAKEN = {
     "https://192.0.2.1/": "web",
     "https://[2001:db8::1]:443/": "web",
     "https://xn--bcher-kva.example/": "web",
+    "https://XN--BCHER-KVA.example/": "web",
+    "https://xn--fa-hia.example/": "web",
+    "https://xn--ls8h.example/": "web",
+    "https://xn--fsqu00a.xn--fiqs8s/": "web",
+    "https://ab--cd.example/": "web",
+    "https://vscode.dev/redirect": "web",
     "https://a_b.example/": "web",
     "https://a.example/u@b": "web",
     "https://localhost/cb": "web",
@@ -32,6 +41,8 @@ TAKEN = {
     "http://[::1]:8080/cb": "native",
     "cursor://anysphere.cursor-mcp/oauth/callback": "native",
     "vscode://vscode.github-authentication/did-authenticate": "native",
+    "http://127.0.0.1/cb": "native",
+    "myapp://callback": "native",
     "com.example.app:/oauth2redirect": "native",
     "com.example.app:callback": "native",
     "my-app+x.y://": "refused",
@@ -61,6 +72,13 @@ REFUSED = [
     *["https://[::1/", "https://::1/", "https://[::g]/", "https://[1.2.3.4]/", "https://[fe80::1%25eth0]/", "https://[]/"],
     *["https://0x7f.1/", "https://127.1/", "https://2130706433/", "https://0177.0.0.1/", "https://0x7f000001/", "https://1.2.3/"],
     *["https://127.0.0.1.5/", "https://127.0.0.256/", "https://127.0.0.01/", "https://a.0x1/", "https://a.1/", "https://0x/"],
+    # labels that say they are encoded and are not: nothing, too much, no letters, upper case, blanks, a mark in front
+    *[f"https://{each}.example/" for each in ("xn--", "xn--a", "xn--0", "xn--abc-", "xn--99999999999", "xn--xn--a--b")],
+    *[
+        f"https://xn--{each.encode('punycode').decode()}.example/"
+        for each in ("B\u00dc", "\uff43laude", "\u0391", "a\u200bb", "a\u200db", "\u0301a", "u\u0308", "\u2028",
+                     "\ue000", "\u202ea")
+    ],
     # one address spelled otherwise than browsers show it
     *["https://[::ffff:1.2.3.4]/", "https://[1::1.2.3.4]/", "https://[2001:db8:0:0:0:0:0:1]/", "https://[2001:db8::01]/"],
     # ports
@@ -98,6 +116,22 @@ def test_hostile_redirects_are_refused(uri: str) -> None:
     with pytest.raises(MetadataRefused) as refused:
         metadata.check({"redirect_uris": ["https://a.example/", uri]})
     assert refused.value.error == "invalid_redirect_uri"
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("HTTPS://A.Example:443/cb", "a.example", 443),
+        ("http://[::1]:8080/", "[::1]", 8080),
+        ("cursor://Anysphere.cursor-mcp:1/x", "Anysphere.cursor-mcp", 1),
+        ("com.example.app:callback", None, None),
+        ("com.example.app:///callback", None, None),
+    ],
+)
+def test_host_and_port_are_as_browsers_show_them(text: str, host: str | None, port: int | None) -> None:
+    """Admins: what they filter by is spelled as their browser spells it; an app's host keeps its case."""
+    uri = uris.parse(text)
+    assert (uri.host, uri.port) == (host, port)
 
 
 @pytest.mark.parametrize("length", [2_048, 2_049])
@@ -140,6 +174,15 @@ def test_the_host_that_is_decided_on_is_the_host_that_others_read(scheme: str, s
         assert text.lower().startswith(f"{uri.scheme}://{uri.host}")
 
 
+@pytest.mark.parametrize("unit", ["data:", "\u00a0", "data: ", "a/", "%25", "java\t", "data:\u2028"])
+def test_text_of_any_kind_is_judged_quickly(unit: str) -> None:
+    """Operators: no text makes the pattern try for long. A second is far from what it takes."""
+    started = time.perf_counter()
+    for start in ("", "data:", "data:a/"):
+        uris.runs_script(start + unit * (100_000 // len(unit)))
+    assert time.perf_counter() - started < SECONDS_FOR_LONG_TEXT
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_a_uri_or_refused(text: str) -> None:
     """Nothing but the refusal is ever raised, and what is taken holds ASCII alone."""
@@ -176,6 +219,15 @@ def test_loopback_is_this_machine_alone(host: str | None, loopback: bool) -> Non
         "data:text/html,<script>",
         "DATA:text/html;base64,AAAA",
         "data:,x",
+        "data:image/svg+xml,<svg/>",
+        "data:x-a/b_c+xml;base64,AAAA",
+        "data: text/html ,x",
+        "data:\u00e9/x+xml,x",
+        "data:\n/x+xml,x",
+        "data://a/b+xml,x",
+        "blob:https://a.example/1",
+        "filesystem:https://a.example/temporary/x",
+        "\u00a0\ufeffjavascript:alert(1)",
     ],
 )
 def test_text_that_would_run_as_a_link_is_found(text: str) -> None:
@@ -193,6 +245,9 @@ def test_text_that_would_run_as_a_link_is_found(text: str) -> None:
         "data:files/read",
         "file:read",
         "Data: Explorer",
+        "blob:read",
+        "blob:file_read",
+        "scope:javascript:x",
         "About: us",
         "JavaScript agent",
         "100%",

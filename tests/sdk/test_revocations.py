@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from nats.aio.client import Client
 
 from deploy.dev.servers import Server, free_port, nats_server
@@ -120,6 +121,35 @@ async def test_a_users_cut_off_denies_tokens_from_before_it_only(feed: Revocatio
     assert feed.is_revoked("c", "g", "u", float("nan"))
     assert not feed.is_revoked("c", "g", "u", cutoff + timedelta(seconds=8))
     assert not feed.is_revoked("c", "g", "v", None)
+
+
+async def test_a_later_cut_off_never_ends_less_than_the_one_before(feed: RevocationFeed, log: Client) -> None:
+    """Protects a user who is cut off twice, the second time by a registry whose clock is hours behind."""
+    await write(log, user_revoked("u"))
+    await until(lambda: token(feed))
+    behind = structs.replace(user_revoked("u"), at=now() - timedelta(minutes=50))
+    await write(log, behind)
+    await feed.wait_until_current(SECONDS)
+    assert token(feed)
+
+
+async def test_after_something_unexpected_it_starts_anew(
+    feed: RevocationFeed, log: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects a service that runs for months: one surprise is denied, told, and gone by itself."""
+    await write(log, revoked("c", "g"))
+    await until(lambda: token(feed))
+    apply = revocations.Denials.apply
+
+    def surprised(*_: object) -> None:
+        monkeypatch.setattr(revocations.Denials, "apply", apply)
+        raise ArithmeticError
+
+    monkeypatch.setattr(revocations.Denials, "apply", surprised)
+    await write(log, revoked("c", "g2"))
+    await until(lambda: feed.state == "fresh" and token(feed, grant="g2"))
+    assert token(feed)
+    assert not token(feed, grant="g3")
 
 
 async def test_ids_that_are_urls_are_denied_by_their_keys(feed: RevocationFeed, log: Client) -> None:

@@ -161,7 +161,8 @@ class Denials:
 
     def _cut_off(self, user: str, cutoff: float, since: float, now: float) -> None:
         if self._deny(("user", user, ""), since, now):
-            self._cutoffs[user] = cutoff
+            # Never back: a later cut-off by a writer whose clock is behind ends no less than the one before.
+            self._cutoffs[user] = max(cutoff, self._cutoffs.get(user, cutoff))
 
     def _deny(self, what: _Denied, since: float, now: float) -> bool:
         if since + self._keep_seconds < now:
@@ -359,6 +360,10 @@ class RevocationFeed:
                 except* _Replaced:
                     self._fresh_at = None
                     self._report("the feed was replaced: starting anew")
+                    await asyncio.sleep(RECHECK_SECONDS)
+                except* Exception as unexpected:  # noqa: BLE001  whatever it is: what is known stays denied, and it goes on
+                    self._fresh_at = None
+                    self._report(f"starting anew after {unexpected.exceptions[0]!r}")
                     await asyncio.sleep(RECHECK_SECONDS)
 
     def _refuse_short_feed(self, state: StreamState) -> None:
