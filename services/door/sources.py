@@ -6,6 +6,7 @@ wrote it, the address before, is a proxy of the operator's; with no proxies conf
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from litestar.connection import ASGIConnection
@@ -16,6 +17,8 @@ IPV6_PREFIX_BITS: Final = 64
 """What one customer is given whole: addresses in it are one source."""
 NETWORK_BITS: Final = {4: 16, 6: 32}
 """What is around a source: about as much as one provider has of it. By version of IP."""
+
+MAX_REMEMBERED: Final = 4_096
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -90,6 +93,7 @@ def _address(text: str) -> Address | None:
     return address
 
 
+@lru_cache(maxsize=MAX_REMEMBERED)
 def _source(address: Address | None) -> Source:
     if address is None:
         return UNKNOWN

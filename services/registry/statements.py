@@ -74,7 +74,7 @@ class Statements:
         try:
             header = jwt.get_unverified_header(statement)
             unverified = jwt.decode(statement, options={"verify_signature": False})
-        except (jwt.PyJWTError, ValueError, RecursionError):
+        except (jwt.PyJWTError, ValueError, ArithmeticError, RecursionError):
             raise _invalid("a signed JWT was expected") from None
         issuer = unverified.get("iss")
         if not isinstance(issuer, str):
@@ -106,7 +106,7 @@ class Statements:
                 )
             except jwt.InvalidSignatureError:
                 continue
-            except (jwt.PyJWTError, ValueError, RecursionError) as error:
+            except (jwt.PyJWTError, ValueError, ArithmeticError, RecursionError) as error:
                 raise _invalid(_says(error)) from None
             return claims
         raise _invalid("no key of its issuer verifies it")

@@ -115,6 +115,8 @@ TAMPERED = signed(CLAIMS)[:-8] + "AAAAAAAA"
         (signed(CLAIMS, kid="unknown"), "invalid_software_statement"),
         (signed(CLAIMS, key=RSA_KEY, alg="RS256"), "invalid_software_statement"),
         (signed(CLAIMS | {"exp": 1}), "invalid_software_statement"),
+        (signed(CLAIMS | {"exp": "soon"}), "invalid_software_statement"),
+        (signed(CLAIMS | {"exp": float("inf")}), "invalid_software_statement"),
         (signed(CLAIMS | {"nbf": 9_999_999_999}), "invalid_software_statement"),
         (signed(CLAIMS | {"aud": "https://other.example"}), "invalid_software_statement"),
         (signed(CLAIMS, crit=["b64"], b64=True), "invalid_software_statement"),
