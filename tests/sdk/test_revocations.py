@@ -10,13 +10,16 @@ from msgspec import structs
 from nats.aio.client import Client
 
 from deploy.dev.servers import Server, free_port, nats_server
-from grantbook import subjects
+from grantbook import subjects, wire
+from grantbook.events import Event
 from grantbook.sdk import revocations
-from grantbook.sdk.revocations import FeedUnavailable, RevocationFeed
+from grantbook.sdk.log import LogReader, Raw
+from grantbook.sdk.revocations import Denials, FeedUnavailable, RevocationFeed
 from registry import streams
 from tests.sdk.given import (
     LIFETIME,
     deleted,
+    new_id,
     now,
     opened_log,
     registered,
@@ -52,6 +55,12 @@ async def sourced(log: Client, messages: int) -> None:
     async with asyncio.timeout(SECONDS):
         while (await manager.stream_info(subjects.REVOCATIONS)).state.messages < messages:
             await asyncio.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feeds of tests are young and empty, and nobody has rebuilt them."""
+    monkeypatch.setattr(revocations, "SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -141,7 +150,7 @@ async def test_after_something_unexpected_it_starts_anew(
     await until(lambda: token(feed))
     apply = revocations.Denials.apply
 
-    def surprised(*_: object) -> None:
+    def surprised(*_: object, **__: object) -> None:
         monkeypatch.setattr(revocations.Denials, "apply", apply)
         raise ArithmeticError
 
@@ -304,31 +313,92 @@ async def test_a_feed_that_lost_its_log_turns_stale(log: Client, nats_url: str) 
         await until(lambda: feed.trouble is not None and "log" in feed.trouble)
 
 
-async def test_revocations_leave_memory_with_their_tokens(log: Client, nats_url: str) -> None:
+def message(event: Event) -> Raw:
+    """The event as the feed has it."""
+    outgoing = wire.encode(event, event_id=new_id())
+    return Raw(outgoing.subject, outgoing.headers, outgoing.body, 1, event.at)
+
+
+def test_revocations_leave_memory_with_their_tokens() -> None:
     """Protects the memory of a service that runs for months."""
-    ahead = timedelta(0)
-    async with RevocationFeed(nats_url, LIFETIME, clock=lambda: now() + ahead) as feed:
-        await write(log, revoked("c", "g"), suspended("s"), deleted("d"), user_revoked("u"))
-        await until(lambda: feed.entries == 4)
-        ahead = LIFETIME
-        await write(log, resumed("other"))
-        await feed.wait_until_current(SECONDS)
-        assert feed.entries == 4
-        ahead = LIFETIME + revocations.MARGIN + timedelta(seconds=10)
-        await until(lambda: feed.entries == 0)
-        assert not feed.is_revoked("c", "g", "u", now() + ahead)
+    denials = Denials(100.0)
+    for event in (revoked("c", "g"), suspended("s"), deleted("d"), user_revoked("u")):
+        denials.apply(message(event), 10.0)
+    assert len(denials) == 4
+    denials.forget(109.0)
+    assert len(denials) == 4
+    denials.apply(message(revoked("c", "g")), 109.0)
+    denials.forget(111.0)
+    assert denials.denies("c", "g", "", None, 0)  # revoked again since, by a second message
+    assert len(denials) == 1
+    denials.forget(210.0)
+    assert len(denials) == 0
 
 
-async def test_a_start_long_after_reads_only_what_still_matters(log: Client, nats_url: str) -> None:
+@pytest.mark.parametrize("off", [timedelta(days=-2), timedelta(days=2)])
+def test_clocks_of_others_make_nothing_be_forgotten(off: timedelta) -> None:
+    """Protects against a registry, or a server, whose clock is days off: what was heard of now is kept from now on."""
+    denials = Denials(100.0)
+    denials.apply(message(revoked("c", "g", at=now() + off)), 10.0)
+    denials.forget(109.0)
+    assert denials.denies("c", "g", "", None, 0)
+    denials.forget(111.0)
+    assert len(denials) == 0
+
+
+def test_what_was_not_understood_is_denied_for_good() -> None:
+    """Protects against a newer registry's verdict: how long it holds is not known here."""
+    denials = Denials(100.0)
+    raw = message(suspended("c"))
+    unknown = structs.replace(raw, headers={**(raw.headers or {}), "ce-type": "client.frozen"})
+    denials.apply(unknown, 10.0)
+    denials.apply(message(suspended("c")), 20.0)
+    denials.forget(10_000.0)
+    assert denials.denies("c", "g", "", None, 0)
+    denials.apply(message(resumed("c")), 10_001.0)
+    assert not denials.denies("c", "g", "", None, 0)
+
+
+async def test_a_start_long_after_reads_only_what_still_matters(
+    log: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Protects the start of a service from reading years of revocations."""
+    monkeypatch.setattr(revocations, "MARGIN", timedelta(0))
     await write(log, *(revoked("c", f"g{number}") for number in range(20)))
     await sourced(log, 20)
-    later = LIFETIME + revocations.MARGIN + timedelta(minutes=5)
-    async with RevocationFeed(nats_url, LIFETIME, clock=lambda: now() + later) as feed:
+    lifetime = timedelta(milliseconds=200)
+    async with LogReader(log, subjects.REVOCATIONS) as reader:
+        last = await reader.at_on_leader(20)
+        assert last is not None
+        async with asyncio.timeout(SECONDS):
+            while (await reader.state()).now < last.stored_at + lifetime:
+                await asyncio.sleep(0.01)
+    async with RevocationFeed(nats_url, lifetime) as feed:
         assert feed.entries == 0
         assert feed.position is None
         await write(log, revoked("c", "new"))
         await feed.wait_until_current(SECONDS)
+
+
+async def test_a_clock_that_is_ahead_skips_nothing(log: Client, nats_url: str) -> None:
+    """Protects a token service whose clock jumped by days just before it started."""
+    await write(log, revoked("c", "g"))
+    await sourced(log, 1)
+    async with RevocationFeed(nats_url, LIFETIME, clock=lambda: now() + timedelta(days=2)) as feed:
+        assert feed.entries == 1
+
+
+async def test_a_feed_that_was_made_just_now_is_not_taken_for_complete(
+    log: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects what was revoked before a rebuild of the feed: an empty feed may be one that has not begun."""
+    monkeypatch.setattr(revocations, "SETTLE_SECONDS", 3_600.0)
+    with pytest.raises(FeedUnavailable, match="just now"):
+        async with RevocationFeed(nats_url, LIFETIME, catch_up_seconds=1):
+            pass
+    await write(log, revoked("c", "g"))
+    async with RevocationFeed(nats_url, LIFETIME) as feed:
+        assert token(feed)
 
 
 async def test_a_killed_server_leaves_no_gap_and_is_denied_meanwhile(tmp_path: Path) -> None:

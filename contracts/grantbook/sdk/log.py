@@ -82,6 +82,8 @@ class StreamState(Struct, frozen=True):
     """What a stream says of itself. Sequences are inclusive; an empty stream has `first` = `last` + 1."""
 
     name: str
+    now: datetime
+    """The server's own time (UTC) when it said so: what the times of messages may be compared with."""
     created: datetime
     first: int
     last: int
@@ -128,6 +130,7 @@ class LogReader:
         state, config = answer["state"], answer["config"]
         return StreamState(
             name=self.stream,
+            now=_moment(answer["ts"]),
             created=_moment(answer["created"]),
             first=state["first_seq"],
             last=state["last_seq"],

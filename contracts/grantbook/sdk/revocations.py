@@ -57,6 +57,8 @@ APPENDED_WITHIN_SECONDS: Final = 900.0
 with the event on its way is not paused for so long."""
 SOURCE_ACTIVE_SECONDS: Final = 3.0
 """A feed that has not heard from the log for longer may be frozen and look complete."""
+SETTLE_SECONDS: Final = 3.0
+"""A feed that is younger and empty may be one that was made anew, before its first message has come."""
 CHECK_SECONDS: Final = 1.0
 RECHECK_SECONDS: Final = 0.1
 """Between checks while the feed is not fresh."""
@@ -76,10 +78,12 @@ class _Replaced(Exception):
 
 
 class Denials:
-    """What is denied, by subject token. In memory, bounded by what was revoked within `keep_seconds`.
+    """What is denied, by subject token. In memory, bounded by what was heard of within `keep_seconds`.
 
-    Everything leaves after that time. Tokens of a deleted client, of a revoked grant or from before a user's cut-off
+    Everything leaves so long after it was heard of, by a clock that never jumps: what was revoked earlier leaves later
+    than it must, and never too early. Tokens of a deleted client, of a revoked grant or from before a user's cut-off
     have expired by then. So have a suspended client's: those from before the suspension, for none is issued during it.
+    What was not understood never leaves: nobody knows what it ended, and for how long.
     """
 
     def __init__(self, keep_seconds: float) -> None:
@@ -102,30 +106,35 @@ class Denials:
         # Written so that a time that is no number (NaN) is denied.
         return cutoff is not None and (issued_at is None or not issued_at > cutoff + skew_seconds)
 
-    def apply(self, raw: Raw, now: float) -> None:
-        """Take a message of the feed into account, and forget what is too old at the POSIX time `now`."""
+    def apply(self, raw: Raw, now: float, *, decided_after: float = -math.inf) -> None:
+        """Take a message of the feed into account, heard of `now`, in monotonic seconds; forget what is too old.
+
+        What was decided before a POSIX time is passed over: for reading a feed that was made anew, which has all of
+        the log.
+        """
         self.forget(now)
-        since = raw.stored_at.timestamp()
+        cutoff = raw.stored_at.timestamp()
         try:
             event = raw.recorded().event
         except wire.Malformed:
-            self._deny_subject(raw.subject, since, now)
+            self._deny_subject(raw.subject)
             return
-        if not isinstance(event, wire.Unknown):
-            # A feed that was made anew stores old events at the time of that. The log itself stored them, and so ended
-            # what they end, no later than APPENDED_WITHIN_SECONDS after they were decided.
-            since = min(since, event.at.timestamp() + APPENDED_WITHIN_SECONDS)
+        if not isinstance(event, wire.Unknown) and event.at.timestamp() < decided_after:
+            return
         match event:
             case ClientDeleted():
-                self._deny(("deleted", subjects.token(event.client_id), ""), since, now)
+                self._deny(("deleted", subjects.token(event.client_id), ""), now)
             case ClientSuspended():
-                self._deny(("suspended", subjects.token(event.client_id), ""), since, now)
+                self._deny(("suspended", subjects.token(event.client_id), ""), now)
             case ClientResumed():
                 self._since.pop(("suspended", subjects.token(event.client_id), ""), None)
             case GrantRevoked():
-                self._deny(("grant", subjects.token(event.client_id), subjects.token(event.grant_id)), since, now)
+                self._deny(("grant", subjects.token(event.client_id), subjects.token(event.grant_id)), now)
             case UserGrantsRevoked():
-                self._cut_off(event.user_key, since, since, now)
+                # A feed that was made anew stores old events at the time of that. The log itself stored them, and so
+                # ended what they end, no later than APPENDED_WITHIN_SECONDS after they were decided.
+                cutoff = min(cutoff, event.at.timestamp() + APPENDED_WITHIN_SECONDS)
+                self._cut_off(event.user_key, cutoff, now)
             case (
                 wire.Unknown()
                 | ClientRegistered()
@@ -135,12 +144,12 @@ class Denials:
                 | ActivityRecorded()
             ):
                 # The known ones stand on no gate: the feed has them only when somebody changed what it is made of.
-                self._deny_subject(raw.subject, since, now)
+                self._deny_subject(raw.subject)
             case _:
                 assert_never(event)
 
     def forget(self, now: float) -> None:
-        """Let go of what ended so long before the POSIX time `now` that no token of it lives."""
+        """Let go of what was heard of so long before `now`, in monotonic seconds, that no token of it lives."""
         while self._oldest and self._oldest[0][0] + self._keep_seconds < now:
             since, what = self._oldest.popleft()
             if self._since.get(what) == since:
@@ -148,28 +157,27 @@ class Denials:
                 if what[0] == "user":
                     del self._cutoffs[what[1]]
 
-    def _deny_subject(self, subject: str, since: float, now: float) -> None:
+    def _deny_subject(self, subject: str) -> None:
         self.unknown += 1
         client, grant = subjects.client_token_of(subject), subjects.grant_token_of(subject)
         user = subjects.user_token_of(subject)
         if client is not None and grant is not None:
-            self._deny(("grant", client, grant), since, now)
+            self._since[("grant", client, grant)] = math.inf
         elif client is not None:
-            self._deny(("suspended", client, ""), since, now)
+            self._since[("suspended", client, "")] = math.inf
         elif user is not None:
-            self._cut_off(user, math.inf, since, now)
+            self._since[("user", user, "")] = math.inf
+            self._cutoffs[user] = math.inf
 
-    def _cut_off(self, user: str, cutoff: float, since: float, now: float) -> None:
-        if self._deny(("user", user, ""), since, now):
-            # Never back: a later cut-off by a writer whose clock is behind ends no less than the one before.
-            self._cutoffs[user] = max(cutoff, self._cutoffs.get(user, cutoff))
+    def _cut_off(self, user: str, cutoff: float, now: float) -> None:
+        self._deny(("user", user, ""), now)
+        # Never back: a later cut-off by a writer whose clock is behind ends no less than the one before.
+        self._cutoffs[user] = max(cutoff, self._cutoffs.get(user, cutoff))
 
-    def _deny(self, what: _Denied, since: float, now: float) -> bool:
-        if since + self._keep_seconds < now:
-            return False
-        self._since[what] = since
-        self._oldest.append((since, what))
-        return True
+    def _deny(self, what: _Denied, now: float) -> None:
+        if self._since.get(what) != math.inf:
+            self._since[what] = now
+            self._oldest.append((now, what))
 
 
 class RevocationFeed:
@@ -211,6 +219,7 @@ class RevocationFeed:
         self._catch_up_seconds = catch_up_seconds
         self._denials = Denials(self._keep.total_seconds())
         self._building: Denials | None = None
+        self._reads_from = -math.inf
         self._applied = 0
         self._moved = asyncio.Event()
         self._caught_up = asyncio.Event()
@@ -344,7 +353,9 @@ class RevocationFeed:
                 try:
                     state = await feed.state()
                     self._refuse_short_feed(state)
-                    after = await before(feed, state, self._clock() - self._keep)
+                    # By the server's time, which the messages have too: a clock of ours that is ahead would skip some.
+                    after = await before(feed, state, state.now - self._keep)
+                    self._reads_from = (state.now - self._keep).timestamp() - APPENDED_WITHIN_SECONDS
                 except Unavailable as error:
                     self._report(str(error))
                     await asyncio.sleep(RECHECK_SECONDS)
@@ -382,11 +393,13 @@ class RevocationFeed:
                 await follower.close()
             messages = await follower.next(_NEXT_SECONDS)
             denials = self._denials if self._building is None else self._building
-            now = self._clock().timestamp()
+            now = time.monotonic()
+            # Once it was proven complete, what comes is new: then no writer's clock makes it too old to count.
+            decided_after = -math.inf if self._building is None else self._reads_from
             for each in messages:
                 if each.sequence != self._applied + 1:
                     raise _Replaced
-                denials.apply(each, now)
+                denials.apply(each, now, decided_after=decided_after)
                 self._applied = each.sequence
                 self._log_sequence = _log_sequence(each) or self._log_sequence
             if messages:
@@ -442,6 +455,8 @@ def _doubt(state: StreamState) -> str | None:
     """Why a feed may lack something that the log has, or None. Its own last message proves nothing."""
     if not state.sources:
         return f"{state.name} has no source"
+    if state.last == 0 and (state.now - state.created).total_seconds() < SETTLE_SECONDS:
+        return f"{state.name} was made just now, and may not have begun to follow the log"
     for source in state.sources:
         if source.error is not None:
             return f"{state.name} cannot follow the log: {source.error}"
