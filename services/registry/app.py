@@ -41,6 +41,9 @@ from registry.unused import Unused
 
 WATCH_SECONDS: Final = 1.0
 MONITOR_SECONDS: Final = 2.0
+WARN_CLOCK_SECONDS: Final = 5.0
+MAX_CLOCK_SECONDS: Final = 60.0
+"""A registry whose clock differs from the log's by more is not ready: users' cut-offs are as of the time it says."""
 REPLACED: Final = "the log was replaced or restored: restart the registry"
 
 ROUTES: Final = [*registration.ROUTES, *idp.ROUTES, *admin.ROUTES]
@@ -126,6 +129,8 @@ class Running:
         self.unused = unused
         self.log_share = 0.0
         """How much of the log's `max_bytes` is used."""
+        self.clock_off_seconds = 0.0
+        """By how much this process's clock is ahead of the log's."""
         self._highest = 0
         self._connections = 0
 
@@ -141,6 +146,7 @@ class Running:
                 _log.exception("cannot read the log's state")
             else:
                 self.log_share = state.stored_bytes / state.max_bytes if state.max_bytes > 0 else 0.0
+                self.clock_off_seconds = (self.register.now() - state.now).total_seconds()
                 self.register.log.only_gates = self.log_share >= streams.FULL_SHARE
                 # A log that was restored under us has a feed of another past: what is appended would never reach it.
                 if state.identity != self.register.log_identity or state.last < self._highest:
@@ -264,6 +270,20 @@ async def log_is_reachable(state: State) -> str | None:
     return "the log is full: only revocations are recorded" if run.register.log.only_gates else None
 
 
+async def clock_agrees(state: State) -> str | None:
+    """Readiness: this process tells the time that the log does."""
+    run: Running = state.registry
+    off = run.clock_off_seconds
+    return None if abs(off) <= MAX_CLOCK_SECONDS else f"the clock is {off:+.0f} s off the log's: set it"
+
+
+async def clock_drifts(state: State) -> str | None:
+    """A warning before that."""
+    run: Running = state.registry
+    off = run.clock_off_seconds
+    return None if abs(off) <= WARN_CLOCK_SECONDS else f"the clock is {off:+.0f} s off the log's"
+
+
 async def log_has_room(state: State) -> str | None:
     """A warning from 80 % of the log's `max_bytes`."""
     run: Running = state.registry
@@ -282,11 +302,12 @@ async def expiry_goes_on(state: State) -> str | None:
     return None if run.unused is None else run.unused.trouble
 
 
-READY: Final[dict[str, health.Check]] = {"log": log_is_reachable}
+READY: Final[dict[str, health.Check]] = {"log": log_is_reachable, "clock": clock_agrees}
 WARN: Final[dict[str, health.Check]] = {
     "log_size": log_has_room,
     "fanout": fanout_goes_on,
     "unused_clients": expiry_goes_on,
+    "clock_drift": clock_drifts,
 }
 
 

@@ -1,6 +1,8 @@
 """The registry over HTTP, as http clients see it, on a real nats-server."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -352,3 +354,14 @@ def test_a_setting_that_is_not_understood_is_named(variable: str, value: str) ->
     """Operators: a typing error does not switch a limit off."""
     with pytest.raises(ValueError, match=variable):
         app.policy_from({variable: value})
+
+
+@pytest.mark.parametrize(("off", "said"), [(0.5, None), (30.0, "+30"), (-30.0, "-30"), (120.0, "+120")])
+async def test_a_clock_that_is_off_is_told(off: float, said: str | None) -> None:
+    """Operators: a registry that tells another time than the log is taken out before it cuts users off wrongly."""
+    run = SimpleNamespace(clock_off_seconds=off)
+    state: Any = SimpleNamespace(registry=run)
+    warned, unready = await app.clock_drifts(state), await app.clock_agrees(state)
+    assert (warned is not None) is (said is not None)
+    assert said is None or said in str(warned)
+    assert (unready is not None) is (abs(off) > app.MAX_CLOCK_SECONDS)
