@@ -53,6 +53,13 @@ would make a name show as another, or not encode at all."""
 
 _PRIVATE_KEY_MEMBERS: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"})
 _REQUIRED_OF_KEY: Final = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
+_CURVES: Final = {
+    "EC": frozenset({"P-256", "P-384", "P-521", "secp256k1"}),
+    "OKP": frozenset({"Ed25519", "Ed448", "X25519", "X448"}),
+}
+"""RFC 7518 section 6.2.1.1, RFC 8037 section 2, RFC 8812 section 3.1."""
+_NOT_OF_PUBLIC_KEYS: Final = re.compile(r"none\Z|HS[0-9]|A[0-9]|dir\Z", re.IGNORECASE)
+"""Algorithms without a key, or with a shared one (RFC 7518 sections 3.1 and 4.1)."""
 _BASE64URL_OF_KEY: Final = frozenset({"n", "e", "x", "y", "x5t", "x5t#S256"})
 _TEXT_OF_KEY: Final = frozenset({"kty", "use", "alg", "kid", "crv"})
 _LISTS_OF_KEY: Final = frozenset({"key_ops", "x5c"})
@@ -410,7 +417,12 @@ def _public_key(key: object) -> dict[str, Any]:
         raise _refused(f"jwks: kty is one of {', '.join(_REQUIRED_OF_KEY)}")
     if any(name not in given for name in _REQUIRED_OF_KEY[kty]):
         raise _refused(f"jwks: a key of kty {kty} needs {' and '.join(_REQUIRED_OF_KEY[kty])}")
-    return {name: _checked_key_member(name, value) for name, value in given.items()}
+    checked = {name: _checked_key_member(name, value) for name, value in given.items()}
+    if kty in _CURVES and checked["crv"] not in _CURVES[kty]:
+        raise _refused(f"jwks: crv of a key of kty {kty} is one of {', '.join(sorted(_CURVES[kty]))}")
+    if _NOT_OF_PUBLIC_KEYS.match(str(checked.get("alg", ""))):
+        raise _refused("jwks: alg is one that a public key is for")
+    return checked
 
 
 _OF_KEY: Final = _BASE64URL_OF_KEY | _TEXT_OF_KEY | _LISTS_OF_KEY

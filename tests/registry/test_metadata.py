@@ -218,12 +218,14 @@ CLAUSES_REFUSED: list[tuple[str, dict[str, Any], str]] = [
       for value in _any({}, {"kty": "RSA"}, {"kty": "EC", "crv": "P-256", "x": "AA"}, {"kty": ["RSA"]}, {"kty": "XYZ"},
                     RSA | {"n": ""}, RSA | {"n": "+/="}, RSA | {"n": 5}, RSA | {"n": "A" * 4_097}, RSA | {"kid": {}},
                     RSA | {"key_ops": "verify"}, RSA | {"x5c": ["A"] * 9}, RSA | {"x5c": [[]]}, {"kty": "oct"},
-                    {"kty": "oct", "k": "AA"})],
+                    {"kty": "oct", "k": "AA"}, EC | {"crv": "P-999"}, EC | {"crv": "Ed25519"}, RSA | {"alg": "none"},
+                    RSA | {"alg": "HS256"}, RSA | {"alg": "A128KW"})],
     *[(f"private member {name}", {"jwks": {"keys": [RSA, RSA | {name: "AA"}]}}, METADATA)
       for name in ("d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv")],
     *[(f"{name} {value!r:.30}", {name: value}, METADATA)
       for name in ("client_name", "software_id", "software_version", "scope")
-      for value in _any(1, True, [], ["a"], {"a": "b"}, 1.5, "a" * 4_097, "a\n", "a\x00", "\x1b[2J", "a\x7f", "a\x9b")],
+      for value in _any(1, True, [], ["a"], {"a": "b"}, 1.5, "a" * 4_097, "a\n", "a\x00", "\x1b[2J", "a\x7f", "a\x9b",
+                         "javascript:alert(1)", "JavaScript:x")],
     *[(f"client_name {value!a}", {"client_name": value}, METADATA)
       for value in _any("a" * 201, "\u202eedualC", "a\u2066b", "a\u202a", "a\u2028b")],
     *[(f"RFC 6749 3.3: scope {value!a}", {"scope": value}, METADATA)
