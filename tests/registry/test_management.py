@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from grantbook import subjects
-from grantbook.events import Actor, ClientMetadataChanged
+from grantbook.events import Actor, ClientMetadataChanged, Event
 from grantbook.sdk.log import LogReader
 from registry import clients
 from registry.clients import Client, Refusal
@@ -262,28 +262,19 @@ class AgentsAndAdmins(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.client: Client | None = clients.evolve(REGISTERED, None)
+        self.record: Event = REGISTERED
+        self.gate: Event | None = None
+        self.client: Client | None = clients.evolve(self.record, self.gate)
         self.status_by_admin = "active"
 
     def _apply(self, event: Any) -> None:
-        assert self.client is not None
         if event is None:
             return
         if isinstance(event, ClientMetadataChanged):
-            gate = {"active": None}.get(self.client.status)
-            status, suspended_for = self.client.status, self.client.suspended_for
-            found = clients.evolve(event, gate)
-            assert found is not None
-            self.client = Client(
-                id=found.id,
-                source=found.source,
-                metadata=found.metadata,
-                registered_at=found.registered_at,
-                status=status,
-                suspended_for=suspended_for,
-            )
+            self.record = event
         else:
-            self.client = clients.evolve(REGISTERED, event)
+            self.gate = event
+        self.client = clients.evolve(self.record, self.gate)
 
     @rule(name=st.text(max_size=5))
     def agent_updates(self, name: str) -> None:
