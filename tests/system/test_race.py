@@ -20,6 +20,7 @@ from grantbook.sdk.log import LogReader, assert_dense
 ROUNDS = 200
 AT_ONCE = 8
 GRANTS_A_REGISTRY = 5
+EXPIRIES = 400
 READ_SECONDS = 10.0
 CALL_SECONDS = 60.0
 EXPIRES_AT = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
@@ -110,3 +111,46 @@ async def test_no_grant_is_issued_after_its_clients_deletion(product: Product) -
     # A race in which nobody, or everybody, was in time shows nothing.
     assert said.get(True, 0) > ROUNDS / 10, said
     assert said.get(False, 0) > ROUNDS / 10, said
+
+
+async def test_no_client_is_expired_that_was_let_in(product: Product) -> None:
+    """Users: with a ceiling of nothing, each client is expired as soon as it registers, or let in, and never both."""
+    dice = random.Random(13)
+    product.environment["GRANTBOOK_MAX_UNUSED_CLIENTS"] = "0"
+    with processes.service(product, "registry", "serve") as one, processes.service(product, "registry", "serve") as two:
+        urls = [f"http://127.0.0.1:{port}" for port in (one, two)]
+        idp = {"Authorization": f"Bearer {product.tokens['idp']}"}
+        async with httpx.AsyncClient(timeout=CALL_SECONDS, limits=httpx.Limits(max_connections=200)) as http:
+
+            async def let_in(number: int) -> tuple[str, int]:
+                registered = await http.post(
+                    f"{dice.choice(urls)}/auth/connect/register", json={"redirect_uris": ["http://localhost/cb"]}
+                )
+                client = registered.json()["client_id"]
+                await asyncio.sleep(dice.random() * 0.02)
+                body = {"grant_id": f"g{number}", "user_id": "ada", "username": "ada", "scopes": []}
+                answer = await http.post(
+                    f"{dice.choice(urls)}/idp/v1/clients/{client}/grants",
+                    json=body | {"expires_at": EXPIRES_AT},
+                    headers=idp,
+                )
+                assert answer.status_code in {201, 403, 410, 503}, answer.text
+                return client, answer.status_code
+
+            async def status(client: str) -> str:
+                answer = await http.get(f"{urls[0]}/idp/v1/clients/{client}", headers=idp)
+                return "deleted" if answer.status_code == 410 else str(answer.json()["status"])
+
+            outcomes: list[tuple[str, int]] = []
+            for start in range(0, EXPIRIES, AT_ONCE):
+                outcomes += await asyncio.gather(*(let_in(start + place) for place in range(AT_ONCE)))
+            let = [client for client, said in outcomes if said == 201]
+            refused = [client for client, said in outcomes if said in {403, 410}]
+            async with asyncio.timeout(CALL_SECONDS):
+                while set(await asyncio.gather(*map(status, refused))) != {"deleted"}:
+                    await asyncio.sleep(0.1)
+                while set(await asyncio.gather(*map(status, let))) != {"active"}:
+                    await asyncio.sleep(0.1)
+    # A race in which nobody, or everybody, was in time shows nothing.
+    assert len(let) > EXPIRIES / 20, (len(let), len(refused))
+    assert len(refused) > EXPIRIES / 20, (len(let), len(refused))
