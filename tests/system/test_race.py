@@ -127,7 +127,8 @@ async def test_no_client_is_expired_that_was_let_in(product: Product) -> None:
                     f"{dice.choice(urls)}/auth/connect/register", json={"redirect_uris": ["http://localhost/cb"]}
                 )
                 client = registered.json()["client_id"]
-                await asyncio.sleep(dice.random() * 0.02)
+                # Half at once, for which there is a chance; half a little later.
+                await asyncio.sleep(dice.random() * 0.02 if number % 2 else 0)
                 body = {"grant_id": f"g{number}", "user_id": "ada", "username": "ada", "scopes": []}
                 answer = await http.post(
                     f"{dice.choice(urls)}/idp/v1/clients/{client}/grants",
@@ -152,5 +153,6 @@ async def test_no_client_is_expired_that_was_let_in(product: Product) -> None:
                 while set(await asyncio.gather(*map(status, let))) != {"active"}:
                     await asyncio.sleep(0.1)
     # A race in which nobody, or everybody, was in time shows nothing.
-    assert len(let) > EXPIRIES / 20, (len(let), len(refused))
-    assert len(refused) > EXPIRIES / 20, (len(let), len(refused))
+    assert let, outcomes
+    assert refused, outcomes
+    print(f"let in {len(let)}, expired {len(refused)} of {EXPIRIES}")  # noqa: T201  a figure for people
