@@ -36,11 +36,12 @@ FOREIGN_SCHEMES: Final = frozenset(
 _DROPPED: Final = re.compile(r"[\t\n\r]")
 _SCRIPT: Final = re.compile(
     # What pages trim is more than what browsers do: JavaScript's trim takes all that is blank, and U+FEFF.
-    r"[\x00-\x20\s\ufeff]*(?:"
-    r"(?:java|vb|live)script\s*:"
+    # Nothing is tried twice (`*+`): what is matched is as long as somebody likes.
+    r"[\x00-\x20\s\ufeff]*+(?:"
+    r"(?:java|vb|live)script\s*+:"
     # Every type counts: scripts run in all that ends in +xml, and what no type has is escaped until one has it.
-    r"|data\s*: *(?:[^ ,;/]*/[^ ,;]*)? *[;,]"
-    r"|(?:blob|filesystem)\s*:\s*(?:https?|file|null)\b"
+    r"|data\s*+: *+(?:[^ ,;/]*+/[^ ,;]*+)? *+[;,]"
+    r"|(?:blob|filesystem)\s*+:\s*+(?:https?|file|null)\b"
     r")",
     re.IGNORECASE,
 )

@@ -247,12 +247,13 @@ def _name(members: Mapping[str, object]) -> str | None:
 def _checked_name(member: str, value: object) -> str:
     if not isinstance(value, str):
         raise _refused(f"{member}: a string was expected")
-    if uris.runs_script(value):
-        raise _refused(f"{member}: with a scheme that a browser runs or reads")
     try:
-        return names.check(value)
+        name = names.check(value)
     except NameRefused as refusal:
         raise _refused(f"{member}: {refusal}") from None
+    if uris.runs_script(name):
+        raise _refused(f"{member}: with a scheme that a browser runs or reads")
+    return name
 
 
 def _text(members: Mapping[str, object], name: str, limit: int) -> str | None:

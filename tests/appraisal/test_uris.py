@@ -256,3 +256,24 @@ def test_text_that_would_run_as_a_link_is_found(text: str) -> None:
 def test_other_text_is_not(text: str) -> None:
     """People whose agent must connect: scopes and names have colons, too."""
     assert not uris.runs_script(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:" + " " * 65_000 + "x%252525",
+        "data:" + "/" * 65_000,
+        "data:" + " /" * 32_000,
+        "data" + " " * 65_000,
+        "javascript" + " " * 65_000,
+        "blob:" + " " * 65_000,
+        "\ufeff " * 32_000,
+        "%25" * 21_000,
+    ],
+    ids=range(8),
+)
+def test_looking_for_scripts_takes_time_by_length_alone(text: str) -> None:
+    """Operators: one request must not hold up all others. What was quadratic took 42 s."""
+    started = time.process_time()
+    uris.runs_script(text)
+    assert time.process_time() - started < 0.5
