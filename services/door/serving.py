@@ -15,6 +15,8 @@ BACKLOG_CONNECTIONS: Final = 2_048
 KEEP_ALIVE_SECONDS: Final = 75
 MAX_HEAD_BYTES: Final = 65_536
 """Of a request line and its headers, give or take what arrives at once."""
+CHUNKING_SHARE: Final = 8
+"""A body in chunks may take so many bytes for each byte of content: six, in chunks of one."""
 HEAD_SECONDS: Final = 10.0
 """For the request line and headers to arrive, from their first byte on."""
 BODY_SECONDS: Final = 30.0
@@ -27,6 +29,8 @@ class _Guarded(HttpToolsProtocol):
     _head_bytes = 0
     _in_head = True
     _message_ended = False
+    _around_bytes = 0
+    """Received since the head, less what its content may take: trailers, and what chunks have around them."""
     _timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -39,12 +43,20 @@ class _Guarded(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.send_400_response("The request's headers are too large.")
+        elif not self._message_ended and not self.transport.is_closing():
+            self._around_bytes += len(data)
+            if self._around_bytes > 2 * MAX_HEAD_BYTES:
+                self.transport.abort()  # an answer may be under way already
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_bytes = False, 0
+        self._in_head, self._head_bytes, self._around_bytes = False, 0, 0
         self._stop_timer()
         self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._around_bytes -= CHUNKING_SHARE * len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_head = self._message_ended = True

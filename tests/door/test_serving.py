@@ -71,6 +71,20 @@ async def test_bodies_are_no_headers(port: int) -> None:
     assert b" 400 " not in answer
 
 
+async def test_trailers_without_an_end_are_not_waited_for(port: int) -> None:
+    """Operators: headers may come behind a body in chunks, too (RFC 9112 section 7.1.2)."""
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+    assert await sent(port, head, *[b"X: " + b"a" * 65_000 + b"\r\n"] * 200) == b""
+
+
+async def test_bodies_in_small_chunks_are_fine(port: int) -> None:
+    """Reporters that stream: chunks of one byte are slow, and allowed."""
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = await sent(port, head, *[b"1\r\na\r\n" * 10_000] * 10, b"0\r\nX-Trailer: a\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 201")
+    assert answer.endswith(b"100000")
+
+
 async def test_a_request_that_never_finishes_its_headers_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators: a thousand connections that trickle cost nothing for long."""
     monkeypatch.setattr(serving, "HEAD_SECONDS", 0.1)
