@@ -10,7 +10,8 @@ import msgspec
 from appraisal import uris
 from grantbook.events import ClientMetadata
 
-FAMILY_HEX_DIGITS: Final = 12
+FAMILY_HEX_DIGITS: Final = 32
+"""128 bits: nobody finds a registration of another name that falls into a family, to have both deleted."""
 MAX_PARENT_DOMAINS: Final = 10
 """Of a host with more labels the shortest parents count: rows stay small, whatever an agent registers."""
 WEB_SCHEMES: Final = ("http", "https")

@@ -14,7 +14,7 @@ from confusable_homoglyphs.confusables import confusables_data  # type: ignore[i
 
 MAX_NAME_GRAPHEMES: Final = 200
 """Length as a reader counts it: in grapheme clusters (UAX 29)."""
-MAX_NAME_CHARACTERS: Final = 1_000
+MAX_NAME_CHARACTERS: Final = 2_400
 """Length in code points. One grapheme may be of many: a family of four is seven, and marks stack without end."""
 MAX_MARKS_IN_A_ROW: Final = 8
 """More marks on one letter than any language needs cover the lines around it."""

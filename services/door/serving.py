@@ -17,6 +17,8 @@ MAX_HEAD_BYTES: Final = 65_536
 """Of a request line and its headers, give or take what arrives at once."""
 CHUNKING_SHARE: Final = 8
 """A body in chunks may take so many bytes for each byte of content: six, in chunks of one."""
+MAX_PIPELINED: Final = 16
+"""Requests that wait on a connection for the one before them."""
 HEAD_SECONDS: Final = 10.0
 """For the request line and headers to arrive, from their first byte on."""
 BODY_SECONDS: Final = 30.0
@@ -51,6 +53,8 @@ class _Guarded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes, self._around_bytes = False, 0, 0
         self._stop_timer()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests wait")  # ends the connection, as whatever cannot be read does
         self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
         super().on_headers_complete()
 

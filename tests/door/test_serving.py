@@ -85,6 +85,13 @@ async def test_bodies_in_small_chunks_are_fine(port: int) -> None:
     assert answer.endswith(b"100000")
 
 
+async def test_a_heap_of_requests_at_once_is_not_kept(port: int) -> None:
+    """Operators: requests that nobody waits for between cost memory, so a connection has few of them."""
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
+    answer = await sent(port, request * 5_000)
+    assert answer.count(b"HTTP/1.1 201") <= serving.MAX_PIPELINED + 1
+
+
 async def test_a_request_that_never_finishes_its_headers_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators: a thousand connections that trickle cost nothing for long."""
     monkeypatch.setattr(serving, "HEAD_SECONDS", 0.1)

@@ -185,7 +185,8 @@ async def authenticate_client(
     kept = await credentials.kept(register.credentials, token)
     matches = credentials.matches(presented, None if kept is None else kept.credentials.client_secret_sha256)
     if not matches or found is None or found.status != "active" or not metadata.needs_secret(found.metadata):
-        raise Problem(401, "invalid_client", "The client did not authenticate.")
+        challenge = {"WWW-Authenticate": 'Bearer realm="grantbook"'}
+        raise Problem(401, "invalid_client", "The client did not authenticate.", headers=challenge)
 
 
 @post(
