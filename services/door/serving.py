@@ -35,6 +35,10 @@ class _Guarded(HttpToolsProtocol):
     """Received since the head, less what its content may take: trailers, and what chunks have around them."""
     _timer: asyncio.TimerHandle | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)  # also for who connects, and says nothing
+
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._timer is None:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)

@@ -98,6 +98,12 @@ async def test_a_request_that_never_finishes_its_headers_is_cut_off(port: int, m
     assert await sent(port, b"POST / HTTP/1.1\r\nHost: a\r\n") == b""
 
 
+async def test_who_connects_and_says_nothing_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators: silent connections are few, and not for long."""
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.1)
+    assert await sent(port) == b""
+
+
 async def test_a_request_that_never_finishes_its_body_is_cut_off(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators: the same, one step later."""
     monkeypatch.setattr(serving, "BODY_SECONDS", 0.1)
