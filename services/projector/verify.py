@@ -5,11 +5,13 @@ holds it up for as long as the last few events take: then both schemas are at th
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, Literal
 
+import asyncpg
 import structlog
 from msgspec import Struct
 
@@ -93,6 +95,9 @@ async def workplace(database_url: str, sources: Sources, purpose: Purpose, schem
         finally:
             builder.terminate()
     finally:
+        # Let go of now: the server may notice that a connection has ended only after the next one asks.
+        with contextlib.suppress(*db.UNREACHABLE, asyncpg.PostgresError):
+            await live.execute("SELECT pg_advisory_unlock_all()")
         live.terminate()
 
 

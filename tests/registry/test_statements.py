@@ -79,8 +79,9 @@ def test_claims_are_checked_like_members() -> None:
         signed(CLAIMS | {"aud": ["https://other.example", AUDIENCE]}),
         jwt.encode(CLAIMS, KEY, algorithm="ES256"),
         signed(CLAIMS, key=RSA_KEY, alg="PS256", kid="rsa"),
+        jwt.encode(CLAIMS, RSA_KEY, algorithm="RS256"),
     ],
-    ids=["not expired, for us", "for us too", "without a key id", "RSA"],
+    ids=["not expired, for us", "for us too", "without a key id", "RSA", "the second key, without a key id"],
 )
 def test_statements_of_trusted_issuers_are_approved(statement: str) -> None:
     """Vendors: each way in which a statement may be right."""
