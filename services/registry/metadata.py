@@ -161,7 +161,10 @@ def check(
     if statement is not None:
         if claims is None:
             raise MetadataRefused("unapproved_software_statement", "software_statement: its issuer is not trusted here")
-        members = {**members, **claims(statement)}
+        said = claims(statement)
+        # A member in another language is the same member: what is vouched for is not renamed beside it.
+        unsaid = {name: value for name, value in members.items() if name.partition("#")[0] not in said}
+        members = {**unsaid, **said}
     grant_types = _grant_types(members)
     response_types = _response_types(members)
     redirect_uris, any_native = _redirect_uris(members)

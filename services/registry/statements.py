@@ -85,7 +85,9 @@ class Statements:
         if "crit" in header:
             raise _invalid("its header has extensions that must be understood (RFC 7515 section 4.1.11)")
         claims = self._verified(statement, header.get("kid"), issuer, trusted.keys, has_audience="aud" in unverified)
-        if trusted.software_ids is not None and claims.get("software_id") not in trusted.software_ids:
+        software_id = claims.get("software_id")
+        known = isinstance(software_id, str) and software_id in (trusted.software_ids or ())
+        if trusted.software_ids is not None and not known:
             raise _unapproved("its issuer may not speak for this software here")
         return {name: value for name, value in claims.items() if name not in _ABOUT_ITSELF and value is not None}
 

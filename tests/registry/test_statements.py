@@ -57,12 +57,14 @@ def test_claims_win_over_the_members_beside_them() -> None:
         "redirect_uris": ["https://a.example/cb"],
         "client_name": "Anything",
         "scope": "read",
+        "client_name#en": "Anything else",
         "software_statement": statement,
     }
     found = metadata.render(metadata.check(sent, claims=READER.claims))
     assert found["client_name"] == "Certified agent"
     assert found["software_id"] == "agent-1"
     assert found["scope"] == "read"
+    assert "client_name#en" not in found
     assert found["software_statement"] == statement
 
 
@@ -137,6 +139,7 @@ def test_an_issuer_may_speak_for_its_own_software_alone() -> None:
     """Admins: a vendor is trusted for what it makes."""
     reader = Statements([Issuer(ISSUER, {"keys": [EC_JWK]}, ("other",))], audience=AUDIENCE)
     assert refusal(signed(CLAIMS), reader) == "unapproved_software_statement"
+    assert refusal(signed(CLAIMS | {"software_id": ["other"]}), reader) == "unapproved_software_statement"
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,10 @@ def moment(name: str, value: str | None) -> datetime | None:
 def span(name: str, value: str) -> timedelta:
     """The length of time that a parameter says: `90d`, `12h`; of seconds, minutes, hours, days or weeks."""
     match = _SPAN.match(value)
-    said = timedelta(seconds=int(match[1]) * UNIT_SECONDS[match[2]]) if match is not None else None
-    if said is None or said > timedelta(days=MAX_SPAN_DAYS):
+    seconds = int(match[1]) * UNIT_SECONDS[match[2]] if match is not None else None
+    if seconds is None or seconds > MAX_SPAN_DAYS * UNIT_SECONDS["d"]:
         raise invalid_parameter(name, f"a number and one of s, m, h, d, w, like 90d; at most {MAX_SPAN_DAYS}d")
-    return said
+    return timedelta(seconds=seconds)
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> str:
