@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from deploy.dev import processes
 from deploy.dev.processes import Product, Service
 from grantbook.sdk.cli import main
-from grantbook.sdk.findings import metadata_addresses
+from grantbook.sdk.doctor import metadata_addresses
 
 Reply = tuple[int, list[tuple[str, str]], bytes]
 REFUSED = b'{"error":"invalid_redirect_uri","error_description":"x"}'
