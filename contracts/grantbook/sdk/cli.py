@@ -1,8 +1,10 @@
 """`grantbook`: the command line for auditors and operators."""
 
+import asyncio
 import sys
+from collections import Counter
+from collections.abc import Callable
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -12,13 +14,17 @@ try:
     from rich.console import Console
     from rich.text import Text
 
-    from grantbook.sdk.doctor import Doctor, Finding
+    from grantbook.sdk.doctor import Doctor
+    from grantbook.sdk.findings import IN_VAIN, Finding, split
     from grantbook.sdk.replay import main as main
 except ImportError:
     sys.exit("The command line needs more than the library: pip install 'grantbook[cli]'")
 
 PROBLEMS: Final = 1
 """Exit status where something must be mended."""
+NOT_CHECKED: Final = 2
+"""Exit status where nothing could be looked at; click's own for wrong usage, too."""
+MAX_TIMEOUT_SECONDS: Final = 300.0
 MARKS: Final = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "problem": ("PROBLEM", "bold red")}
 ORIGIN: Final = "http://localhost:6274"
 """Where MCP Inspector's page is."""
@@ -44,28 +50,43 @@ def doctor(url: str, issuer: str | None, origin: str, register: bool, timeout: f
       grantbook doctor --url http://127.0.0.1:8080 --register
 
     \b
-    Exit status: 0 no problem was found; 1 there are problems; 2 wrong usage.
+    Exit status: 0 no problem was found; 1 there are problems; 2 it could not be looked at, or wrong usage.
     """
-    for name, value in (("--url", url), ("--issuer", issuer or url)):
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+    for name, value in (("--url", url), ("--issuer", issuer or url), ("--origin", origin)):
+        if split(value) is None or not value.isascii():
             message = f"{name} is an address such as https://grantbook.example.com"
             raise click.UsageError(message)
+    # Said this way round, it refuses what is no number, too.
+    if not 0 < timeout <= MAX_TIMEOUT_SECONDS:
+        raise click.UsageError("--timeout is a number of seconds above 0, and at most 300.")
     console = Console(highlight=False)
-    problems = warnings = 0
-    with httpx.Client(timeout=timeout, headers={"Accept-Encoding": "identity"}) as http:
-        doctor_ = Doctor(http, url=url, issuer=issuer or url, origin=origin, register=register)
-        for finding in doctor_.look():
-            problems += finding.level == "problem"
-            warnings += finding.level == "warning"
-            if as_json:
-                click.echo(msgspec.json.encode(finding).decode())
-            else:
-                console.print(_lines(finding), soft_wrap=True)
+
+    def tell(finding: Finding) -> None:
+        if as_json:
+            click.echo(msgspec.json.encode(finding).decode())
+        else:
+            console.print(_lines(finding), soft_wrap=True)
+
+    found = asyncio.run(_look(url, issuer, origin, register=register, seconds=timeout, tell=tell))
+    counts = Counter(each.level for each in found)
     if not as_json:
-        console.print(f"\nproblems: {problems}, warnings: {warnings}")
-    if problems:
+        console.print(f"\nproblems: {counts['problem']}, warnings: {counts['warning']}")
+    if found[-1].level == "problem" and found[-1].check in IN_VAIN:
+        sys.exit(NOT_CHECKED)
+    if counts["problem"]:
         sys.exit(PROBLEMS)
+
+
+async def _look(
+    url: str, issuer: str | None, origin: str, *, register: bool, seconds: float, tell: Callable[[Finding], None]
+) -> list[Finding]:
+    found = []
+    async with httpx.AsyncClient(timeout=seconds, headers={"Accept-Encoding": "identity"}) as http:
+        looking = Doctor(http, url=url, issuer=issuer, origin=origin, register=register, seconds=seconds)
+        async for finding in looking.look():
+            tell(finding)
+            found.append(finding)
+    return found
 
 
 def _lines(finding: Finding) -> Text:
