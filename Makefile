@@ -60,7 +60,8 @@ bench: .venv/dev.stamp .venv/editable.stamp ## Measure, each figure beside the r
 
 lock: .venv/dev.stamp ## Resolve pyproject.toml anew into requirements/
 	$(LOCK) --upgrade --extra build --extra cli --extra embedded --extra server -o requirements/up.txt pyproject.toml
-	$(LOCK) --upgrade --all-extras -c requirements/up.txt -o requirements/dev.txt pyproject.toml
+	$(LOCK) --upgrade --extra build --extra cli --extra demo --extra embedded --extra server -c requirements/up.txt -o requirements/demo.txt pyproject.toml
+	$(LOCK) --upgrade --all-extras -c requirements/demo.txt -o requirements/dev.txt pyproject.toml
 
 clean: ## Delete the data of `make up` and all caches; .venv itself stays
 	rm -rf .grantbook .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
