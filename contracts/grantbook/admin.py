@@ -183,13 +183,64 @@ class Totals(Struct, frozen=True, kw_only=True):
     users: int
 
 
+class SubscriberStatus(Struct, frozen=True, kw_only=True):
+    """A token service, as it said itself when it last did."""
+
+    name: str
+    instance: str
+    state: str
+    """`starting`, `fresh`, `stale` (it denies what it cannot prove), or `gone`: silent for more than 15 s."""
+    lag_events: int
+    """Revocations that it had not applied."""
+    silent_seconds: float
+    """Since its last receipt. A subscriber reports at least every 5 s."""
+
+
+class SubscriberDelivery(Struct, frozen=True, kw_only=True):
+    """Whether a token service has applied a revocation, and when."""
+
+    name: str
+    instance: str
+    state: str
+    """As in `SubscriberStatus`."""
+    delivered: bool
+    delivered_at: datetime | UnsetType = UNSET
+    """Absent where it has it, but has applied so much since that it does not tell the time any more, or started
+    later."""
+    took_ms: float | UnsetType = UNSET
+    """From the log's storing the revocation, by the log's clock; at most 20 ms more than it was."""
+    silent_seconds: float
+
+
+class Delivery(Struct, frozen=True, kw_only=True):
+    """Which subscribers have applied everything that was revoked up to a position."""
+
+    position: str
+    revocation: str
+    """Position of the last revocation up to there: that is the one waited for."""
+    type: str
+    recorded_at: datetime
+    complete: bool
+    """Every subscriber has it, those that are gone included."""
+    delivered: int
+    waiting: int
+    """Subscribers that are there and do not have it yet."""
+    gone: int
+    """Subscribers that fell silent before they had it. Nobody knows whether they still honour its tokens."""
+    slowest: SubscriberDelivery | UnsetType = UNSET
+    subscribers: list[SubscriberDelivery]
+    """Those that do not have it come first."""
+
+
 class Status(Struct, frozen=True, kw_only=True):
-    """The log's position, each read model's, and totals."""
+    """The log's position, each read model's, the token services that follow the revocations, and totals."""
 
     log_position: str | UnsetType = UNSET
     """Absent while the log cannot be reached."""
     activity_position: str | UnsetType = UNSET
     read_models: dict[str, ReadModelStatus]
+    subscribers: list[SubscriberStatus] | UnsetType = UNSET
+    """Absent while the log cannot be reached."""
     totals: Totals
 
 

@@ -199,6 +199,16 @@ class Server:
             self._child.kill()
             self._child.wait()
 
+    def pause(self) -> None:
+        """Stop it from doing anything (SIGSTOP), connections and all, until `resume`. It can be killed meanwhile."""
+        if self._child is not None:
+            self._child.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on (SIGCONT)."""
+        if self._child is not None:
+            self._child.send_signal(signal.SIGCONT)
+
     def failure(self, what: str) -> ServerFailed:
         """What to raise when it `what`: with what to do about it, and the last lines of its log."""
         return ServerFailed(

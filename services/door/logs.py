@@ -183,6 +183,8 @@ def configure(*, as_json: bool | None = None, level: str = "INFO") -> None:
         logger_factory=_Logger,
         cache_logger_on_first_use=False,
     )
+    # It says a line for every request, with the whole URL.
+    logging.getLogger("httpx").setLevel(max(number, logging.WARNING))
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=gathered,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],

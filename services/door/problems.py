@@ -82,6 +82,10 @@ CODES: Final[dict[str, CodeNote]] = {
     "not_yet_applied": CodeNote(
         "The read model has not come that far", "The position in `at_least` was not applied in time. Try again shortly."
     ),
+    "revocation_not_found": CodeNote(
+        "There is no such revocation", "Nothing was revoked up to that position, or the feed keeps it no longer."
+    ),
+    "subscriber_not_found": CodeNote("There is no such subscriber", "It ended in good order, or never reported."),
     "too_large": CodeNote("The body is too large", "Send less in one request."),
     "too_many_requests": CodeNote("Too many requests", "Wait as long as `Retry-After` says."),
     "too_many_streams": CodeNote("Too many streams are open", "Close one, or try again as `Retry-After` says."),

@@ -27,6 +27,7 @@ from projector.api.audit import AUDIT_ROUTES
 from projector.api.parameters import the_reads
 from projector.api.revocations import FEED_ROUTES, opened_streams
 from projector.applied import Applied
+from projector.feed import FeedHead
 from projector.keys import Keys
 from projector.reads import Reads, snapshot
 from projector.settings import Settings as Settings
@@ -122,13 +123,17 @@ async def opened_reads(settings: Settings) -> AsyncIterator[Reads]:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(connected(settings, name="grantbook reads"))
         sources = await stack.enter_async_context(opened_sources(client))
+        feed = await stack.enter_async_context(LogReader(client, subjects.REVOCATIONS))
         key = await db.within_start("Postgres", prepared)
         pool = await stack.enter_async_context(db.opened_pool(settings.database_url, db.SCHEMA, name="grantbook reads"))
         applied = await stack.enter_async_context(Applied(settings.database_url, db.SCHEMA))
         yield Reads(
             pool=pool,
+            connection=client,
             log=sources.log,
             activity=sources.activity,
+            feed=feed,
+            feed_head=FeedHead(feed),
             keys=sources.keys,
             applied=applied,
             cursor_key=key,

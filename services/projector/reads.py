@@ -6,6 +6,7 @@ from datetime import datetime
 
 import asyncpg
 from msgspec import Struct
+from nats.aio.client import Client
 
 from door.problems import Problem, invalid_parameter, unavailable
 from grantbook import positions
@@ -14,6 +15,7 @@ from grantbook.sdk.log import LogReader
 from projector import db
 from projector.applied import Applied, OtherLog
 from projector.db import AnyConnection, Pool
+from projector.feed import FeedHead
 from projector.keys import Keys
 
 
@@ -21,8 +23,11 @@ class Reads(Struct, frozen=True):
     """What routes read with. `now` is the clock (UTC); `cursor_key` authenticates cursors."""
 
     pool: Pool
+    connection: Client
     log: LogReader
     activity: LogReader
+    feed: LogReader
+    feed_head: FeedHead
     keys: Keys
     applied: Applied
     cursor_key: bytes

@@ -190,6 +190,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         feed = await stack.enter_async_context(LogReader(nats, subjects.REVOCATIONS))
         await streams.check_feed(reader, feed)
         credentials = await stack.enter_async_context(Bucket(nats, subjects.CREDENTIALS, new_id=new_id))
+        subscribers = await stack.enter_async_context(Bucket(nats, subjects.SUBSCRIBERS, new_id=new_id))
         user_keys = await stack.enter_async_context(Bucket(nats, subjects.USER_KEYS, new_id=new_id))
         log = Log(
             reader,
@@ -206,6 +207,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             activity_identity=(await activity_reader.state()).identity,
             activity_reader=activity_reader,
             credentials=credentials,
+            subscribers=subscribers,
             seals=Seals(user_keys, random=secrets.token_bytes),
             now=now,
             new_id=new_id,

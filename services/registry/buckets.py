@@ -12,6 +12,7 @@ from msgspec import Struct
 from nats.aio.client import Client
 
 from grantbook import subjects
+from grantbook.receipts import FORGET_HEADERS
 from grantbook.sdk.log import LogReader
 from registry.commit import Expected, GroupCommit, InFlight, Message, OutcomeUnknown, Stale
 
@@ -72,6 +73,18 @@ class Bucket:
                     return written
         message_ = f"bucket {self._name} did not say whether it stored a key"
         raise OutcomeUnknown(message_)
+
+    async def forget(self, key: str) -> bool:
+        """Take the key away, whatever it has, with a mark that goes by itself. Whether there was anything.
+
+        Raises the `AppendFailed`s and `Unavailable`.
+        """
+        entry = await self.get(key)
+        if entry is None or entry.value is None:
+            return False
+        subject = subjects.bucket_key(self._name, key)
+        await self._commit.submit(Message(subject, FORGET_HEADERS, b"", self._new_id(), None))
+        return True
 
     async def _ours(self, key: str, value: bytes, revision: int) -> int | None:
         """Revision of our own write, where a first try of it was stored although nobody said so."""

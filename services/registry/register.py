@@ -25,6 +25,8 @@ class Register(Struct, frozen=True):
     activity_identity: str
     activity_reader: LogReader
     credentials: Bucket
+    subscribers: Bucket
+    """Receipts of the token services."""
     seals: Seals
     now: Callable[[], datetime]
     new_id: Callable[[], str]

@@ -80,6 +80,8 @@ def configs(*, replicas: int, log_max_bytes: int) -> list[Config]:
             "allow_atomic": True,
             "duplicate_window": DUPLICATE_WINDOW_SECONDS * _NANOSECONDS,
         }
+        # Marks of receipts that were taken away go by themselves.
+        | ({"allow_msg_ttl": True} if bucket == subjects.SUBSCRIBERS else {})
         for bucket in (subjects.CREDENTIALS, subjects.USER_KEYS, subjects.FANOUT, subjects.SUBSCRIBERS)
     ]
     return [log, activity, revocations, *buckets]
@@ -100,8 +102,20 @@ async def ensure(connection: Client, *, replicas: int = 1, log_max_bytes: int = 
                 raise UnsafeStreams(message)
             made.append(config["name"])
         else:
+            await _add_new_settings(connection, config, found)
             _refuse_other(config, found)
     return made
+
+
+async def _add_new_settings(connection: Client, wanted: Config, found: Config) -> None:
+    """What earlier versions did not ask for, and takes nothing away from anybody, is added to a stream of theirs."""
+    missing = {name: wanted[name] for name in _ADDED_SINCE if name in wanted and not found.get(name)}
+    if missing:
+        found |= missing
+        answer = await _ask(connection, f"$JS.API.STREAM.UPDATE.{wanted['name']}", found)
+        if "error" in answer:
+            message = f"cannot update stream {wanted['name']}: {answer['error'].get('description')}"
+            raise UnsafeStreams(message)
 
 
 async def check(connection: Client) -> None:
@@ -153,6 +167,7 @@ async def rebuild_feed(connection: Client, *, replicas: int = 1) -> None:
         raise UnsafeStreams(message)
 
 
+_ADDED_SINCE: Final = ("allow_msg_ttl",)
 _OPERATORS_CHOICE: Final = {"num_replicas", "max_bytes", "max_age", "name"}
 
 

@@ -13,7 +13,9 @@ from nats.aio.client import Client
 from door import roles
 from door.limits import Rate
 from grantbook import subjects
+from grantbook.receipts import Receipt
 from grantbook.sdk.log import LogReader
+from grantbook.sdk.subscription import put_receipt, read_receipts
 from registry import app
 from registry.settings import Policy
 from tests.registry.over_http import GRANT, PUBLIC, REGISTER, Http, as_, registered
@@ -365,3 +367,16 @@ async def test_a_clock_that_is_off_is_told(off: float, said: str | None) -> None
     assert (warned is not None) is (said is not None)
     assert said is None or said in str(warned)
     assert (unready is not None) is (abs(off) > app.MAX_CLOCK_SECONDS)
+
+
+async def test_an_admin_takes_a_subscriber_that_is_gone_off_the_list(http: Http, nats: Client) -> None:
+    """Admins: a token service that was dismantled without a goodbye does not stay on the list for ever."""
+    path = "/admin/v1/subscribers/mail/host-1"
+    assert (await http.delete(path, headers=as_("admin"))).status_code == 404
+    await put_receipt(nats, Receipt(name="mail", instance="host-1", state="fresh"))
+    await put_receipt(nats, Receipt(name="mail", instance="host-2", state="fresh"))
+    assert (await http.delete(path, headers=as_("feed"))).status_code == 403
+    assert (await http.delete(path, headers=as_("admin"))).status_code == 204
+    assert [each.receipt.instance for each in await read_receipts(nats)] == ["host-2"]
+    answer = await http.delete(path, headers=as_("admin"))
+    assert (answer.status_code, answer.json()["code"]) == (404, "subscriber_not_found")

@@ -82,3 +82,17 @@ async def test_a_feed_of_another_past_is_refused_until_it_is_rebuilt(nats: Clien
         while (await feed.state()).last < position:
             pass
         await streams.check_feed(reader, feed)
+
+
+async def test_a_bucket_of_an_earlier_version_is_brought_up_to_date(nats: Client) -> None:
+    """Operators: an update needs no hand on the streams where nothing of theirs changes."""
+    name = subjects.bucket_stream(subjects.SUBSCRIBERS)
+    await nats.jetstream().delete_stream(name)
+    config = next(each for each in streams.configs(replicas=1, log_max_bytes=1 << 28) if each["name"] == name)
+    earlier = {key: value for key, value in config.items() if key != "allow_msg_ttl"}
+    answer = await nats.request(f"$JS.API.STREAM.CREATE.{name}", json.dumps(earlier).encode(), timeout=ASK_SECONDS)
+    assert "error" not in json.loads(answer.data), answer.data
+    with pytest.raises(UnsafeStreams, match="allow_msg_ttl"):
+        await streams.check(nats)
+    assert await streams.ensure(nats) == []
+    await streams.check(nats)

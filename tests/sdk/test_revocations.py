@@ -4,18 +4,23 @@ import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import structs
 from nats.aio.client import Client
 
 from deploy.dev.servers import Server, free_port, nats_server
-from grantbook import subjects, wire
+from grantbook import positions, subjects, wire
 from grantbook.events import Event
 from grantbook.sdk import revocations
+from grantbook.sdk.denials import Denials
 from grantbook.sdk.log import LogReader, Raw
-from grantbook.sdk.revocations import Denials, FeedUnavailable, RevocationFeed
+from grantbook.sdk.revocations import FeedUnavailable, RevocationFeed
 from registry import streams
+from tests.partition import Partition
 from tests.sdk.given import (
     LIFETIME,
     deleted,
@@ -148,13 +153,13 @@ async def test_after_something_unexpected_it_starts_anew(
     """Protects a service that runs for months: one surprise is denied, told, and gone by itself."""
     await write(log, revoked("c", "g"))
     await until(lambda: token(feed))
-    apply = revocations.Denials.apply
+    apply = Denials.apply
 
     def surprised(*_: object, **__: object) -> None:
-        monkeypatch.setattr(revocations.Denials, "apply", apply)
+        monkeypatch.setattr(Denials, "apply", apply)
         raise ArithmeticError
 
-    monkeypatch.setattr(revocations.Denials, "apply", surprised)
+    monkeypatch.setattr(Denials, "apply", surprised)
     await write(log, revoked("c", "g2"))
     await until(lambda: feed.state == "fresh" and token(feed, grant="g2"))
     assert token(feed)
@@ -452,3 +457,115 @@ async def test_is_revoked_takes_microseconds(feed: RevocationFeed, log: Client) 
     print(f"is_revoked: {took * 1e6:.1f} us")  # noqa: T201  a figure for people
     assert took < 1e-3
     assert feed.entries == 200
+
+
+async def test_a_paused_server_is_denied_and_leaves_no_gap(tmp_path: Path) -> None:
+    """Protects against a server that is there and answers nothing: a full disk, a debugger, a hypervisor."""
+    async with (
+        served(tmp_path) as (server, log),
+        RevocationFeed(server.url, LIFETIME, max_staleness=timedelta(seconds=2)) as feed,
+    ):
+        assert not token(feed)
+        server.pause()
+        try:
+            await until(lambda: feed.state == "stale")
+            assert token(feed)
+        finally:
+            server.resume()
+        await write(log, revoked("c", "g"))
+        await until(lambda: feed.state == "fresh" and token(feed))
+        assert not token(feed, grant="g2")
+
+
+@pytest.mark.parametrize("how", ["hold", "cut"])
+async def test_a_partition_is_denied_and_leaves_no_gap(log: Client, nats_url: str, how: str) -> None:
+    """Protects a token service that is cut off while the rest goes on: it knows that it does not know."""
+    parts = urlsplit(nats_url)
+    assert parts.port is not None
+    async with Partition(parts.port) as network:
+        url = urlunsplit(parts._replace(netloc=parts.netloc.replace(str(parts.port), str(network.port))))
+        async with RevocationFeed(url, LIFETIME, max_staleness=timedelta(seconds=2)) as feed:
+            await write(log, revoked("c", "g1"))
+            await until(lambda: token(feed, grant="g1"))
+            assert not token(feed, grant="g2")
+            await getattr(network, how)()
+            await write(log, revoked("c", "g2"))
+            await until(lambda: feed.state == "stale")
+            assert token(feed, grant="g3")
+            await network.heal()
+            await until(lambda: feed.state == "fresh")
+            assert token(feed, grant="g1")
+            assert token(feed, grant="g2")
+            assert not token(feed, grant="g3")
+            assert feed.entries == 2
+
+
+async def test_waiting_for_a_position_ends_with_that_revocation(feed: RevocationFeed, log: Client) -> None:
+    """Protects a caller who revoked just now: at once for what revokes, and soon for any other position."""
+    [gate, other] = await write(log, revoked("c", "g"), registered("d"))
+    async with LogReader(log, subjects.LOG) as reader:
+        identity = (await reader.state()).identity
+    await feed.wait_until(positions.Position("log", identity, gate), SECONDS)
+    assert token(feed)
+    await feed.wait_until(f"log-{identity}-{other}", SECONDS)
+    with pytest.raises(FeedUnavailable):
+        await feed.wait_until(f"log-{identity}-99", 0.05)
+    with pytest.raises(FeedUnavailable, match="another log"):
+        await feed.wait_until("log-00000000-1", 0.05)
+    for wrong in ("99", f"activity-{identity}-1"):
+        with pytest.raises(positions.InvalidPosition):
+            await feed.wait_until(wrong, 0.05)
+
+
+def test_the_grants_of_a_deleted_client_cost_nothing() -> None:
+    """Protects the memory of a service from the deletion of a client with a million grants."""
+    denials = Denials(100.0)
+    denials.apply(message(deleted("c")), 10.0)
+    for number in range(1_000):
+        denials.apply(message(revoked("c", f"g{number}", reason="client_deleted")), 11.0)
+    assert len(denials) == 1
+    assert denials.why("c", "g7", "u", None, 0) == "deleted"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 2), st.floats(0, 30)), max_size=60))
+def test_nothing_is_forgotten_too_early_nor_kept_too_long(steps: list[tuple[int, int, int, float]]) -> None:
+    """Protects both ends: a denial that vanished while a token lives, and memory that only grows."""
+    kept = 100.0
+    denials = Denials(kept)
+    heard: dict[tuple[str, ...], float] = {}
+    now_ = 0.0
+    for kind, first, second, later in steps:
+        now_ += later
+        client, grant, user = f"c{first}", f"g{second}", f"u{first}"
+        denials.forget(now_)
+        match kind:
+            case 0:
+                denials.apply(message(revoked(client, grant)), now_)
+                heard.setdefault(("deleted", client), -1e9)
+                if now_ - heard["deleted", client] > kept * 65 / 64:
+                    heard["grant", client, grant] = now_
+            case 1:
+                denials.apply(message(deleted(client)), now_)
+                heard["deleted", client] = now_
+            case 2:
+                denials.apply(message(suspended(client)), now_)
+                heard["suspended", client] = now_
+            case 3:
+                denials.apply(message(resumed(client)), now_)
+                heard.pop(("suspended", client), None)
+            case _:
+                denials.apply(message(user_revoked(user)), now_)
+                heard["user", user] = now_
+        for what, since in heard.items():
+            if now_ - since <= kept:
+                asked = {
+                    "grant": (what[1], what[-1], "x"),
+                    "deleted": (what[1], "x", "x"),
+                    "suspended": (what[1], "x", "x"),
+                    "user": ("x", "x", what[1]),
+                }[what[0]]
+                assert denials.denies(*asked, None, 0), what
+    denials.forget(now_ + kept * 65 / 64 + 1)
+    assert len(denials) == 0
+    assert not denials._cutoffs

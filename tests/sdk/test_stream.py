@@ -4,25 +4,19 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
-import uvicorn
-from litestar import Litestar
 from nats.aio.client import Client
 
-from deploy.dev.servers import free_port
-from door import front, roles
-from grantbook import positions, subjects, wire
+from door import roles
+from grantbook import subjects, wire
 from grantbook.events import ClientRegistered, Event, GrantIssued, type_of
-from grantbook.sdk.log import LogReader
 from projector.api import revocations
 from tests.sdk.given import (
     deleted,
     issued,
-    new_id,
     registered,
     resumed,
     revoked,
@@ -31,11 +25,9 @@ from tests.sdk.given import (
     write,
     write_raw,
 )
+from tests.sdk.over_http import SECONDS, TOKENS, Served, serving
 
-TOKENS = {role: roles.new_token(role, bytes([number]) * 32) for number, role in enumerate(roles.ROLES)}
-KEYRING = roles.Keyring(tuple(roles.entry(f"the-{role}", role, token) for role, token in TOKENS.items()))
 PATH = "/revocations/v1/stream"
-SECONDS = 20.0
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -45,41 +37,10 @@ class Sent(NamedTuple):
     data: Any
 
 
-class Served(NamedTuple):
-    http: httpx.AsyncClient
-    app: Litestar
-    server: uvicorn.Server
-    log: Client
-    reader: LogReader
-
-    async def position(self, sequence: int) -> str:
-        return str(positions.Position("log", (await self.reader.state()).identity, sequence))
-
-
 @pytest.fixture
 async def served(log: Client) -> AsyncIterator[Served]:
-    async with LogReader(log, subjects.LOG) as reader:
-        app = front.litestar_app(
-            revocations.FEED_ROUTES,
-            name="test",
-            keyring=KEYRING,
-            mint_request_id=new_id,
-            lifespan=[revocations.opened_streams],
-            state={"reads": SimpleNamespace(connection=log, log=reader)},
-        )
-        port = free_port()
-        config = uvicorn.Config(app, port=port, log_config=None, access_log=False, ws="none", lifespan="on")
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve())
-        async with asyncio.timeout(SECONDS):
-            while not server.started:
-                await asyncio.sleep(0.01)
-        headers = {"Authorization": f"Bearer {TOKENS['feed']}"}
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=SECONDS) as http:
-            yield Served(http, app, server, log, reader)
-            app.state.streams.close()
-        server.should_exit = True
-        await serving
+    async with serving(log) as it:
+        yield it
 
 
 class Receiver:
@@ -207,7 +168,7 @@ async def test_a_quiet_stream_sends_comments(served: Served, monkeypatch: pytest
     monkeypatch.setattr(revocations, "COMMENT_SECONDS", 0.5)
     async with opened(served) as receiver, asyncio.timeout(SECONDS):
         async for line in receiver._lines:
-            if line == ": waiting":
+            if line.startswith(": current "):
                 break
 
 

@@ -11,36 +11,33 @@ that it has heard of everything, it denies all tokens, unless told otherwise.
 
 Its policy for events of types that it does not know, and for events that do not decode: whatever the subject names (a
 client, a grant, a user) is denied, and the event is counted.
+
+`grantbook.sdk.revocations_http` has the same for services that do not speak NATS.
 """
 
 import asyncio
+import contextlib
 import math
+import os
+import socket
 import time
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Final, Literal, Self, assert_never, get_args
+from typing import Final, Literal, Self, TypedDict, Unpack, get_args
 
+from msgspec import structs
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from grantbook import positions, subjects, wire
-from grantbook.events import (
-    ActivityRecorded,
-    ClientDeleted,
-    ClientMetadataChanged,
-    ClientRegistered,
-    ClientResumed,
-    ClientSuspended,
-    GrantExtended,
-    GrantIssued,
-    GrantRevoked,
-    UserGrantsRevoked,
-)
+from grantbook import positions, receipts, subjects, wire
+from grantbook.receipts import Receipt
 from grantbook.sdk.connection import close, connect
+from grantbook.sdk.denials import APPENDED_WITHIN_SECONDS, Denials
 from grantbook.sdk.log import Follower, LogReader, Raw, StreamState, Unavailable
 from grantbook.sdk.reading import before
+from grantbook.sdk.subscription import Applications, Observer, put_receipt, take_receipt_away
 from grantbook.sdk.tasks import end
 
 State = Literal["starting", "fresh", "stale"]
@@ -52,9 +49,6 @@ CLOCK_SKEW: Final = timedelta(seconds=5)
 """Default of how far the clocks of the identity provider and of NATS may differ."""
 MARGIN: Final = timedelta(seconds=60)
 """How much longer than the longest token lifetime a revocation is remembered."""
-APPENDED_WITHIN_SECONDS: Final = 900.0
-"""No event is stored later than this after it was decided: its writer gives up after 20 s, and a server that was paused
-with the event on its way is not paused for so long."""
 SOURCE_ACTIVE_SECONDS: Final = 3.0
 """A feed that has not heard from the log for longer may be frozen and look complete."""
 SETTLE_SECONDS: Final = 3.0
@@ -64,129 +58,48 @@ RECHECK_SECONDS: Final = 0.1
 """Between checks while the feed is not fresh."""
 CATCH_UP_SECONDS: Final = 60.0
 """Default of how long entering waits until the feed is caught up."""
+IN_FLIGHT_SECONDS: Final = 0.1
+"""What was sent from the log to the feed has come by then, if the feed hears from the log at all."""
+RECEIPT_SECONDS: Final = 0.1
+"""Between two receipts, at least."""
 _NEXT_SECONDS: Final = 0.25
-
-_Denied = tuple[Literal["deleted", "suspended", "grant", "user"], str, str]
 
 
 class FeedUnavailable(Exception):
     """The feed could not be caught up in time. Says why."""
 
 
-class _Replaced(Exception):
-    """The stream is not the one that was followed, or lost what was applied: start anew."""
+class Replaced(Exception):
+    """What is followed is not what was followed, or lost what was applied: start anew."""
 
 
-class Denials:
-    """What is denied, by subject token. In memory, bounded by what was heard of within `keep_seconds`.
+class Options(TypedDict, total=False):
+    """What every feed may be told: see `Revocations`."""
 
-    Everything leaves so long after it was heard of, by a clock that never jumps: what was revoked earlier leaves later
-    than it must, and never too early. Tokens of a deleted client, of a revoked grant or from before a user's cut-off
-    have expired by then. So have a suspended client's: those from before the suspension, for none is issued during it.
-    What was not understood never leaves: nobody knows what it ended, and for how long.
-    """
-
-    def __init__(self, keep_seconds: float) -> None:
-        self._keep_seconds = keep_seconds
-        self._since: dict[_Denied, float] = {}
-        self._cutoffs: dict[str, float] = {}
-        self._oldest: deque[tuple[float, _Denied]] = deque()
-        self.unknown = 0
-        """Events that were not understood, and so denied what they are about."""
-
-    def __len__(self) -> int:
-        return len(self._since)
-
-    def denies(self, client: str, grant: str, user: str, issued_at: float | None, skew_seconds: float) -> bool:
-        """Whether tokens of these, given as subject tokens, issued at a POSIX time, are denied. Constant time."""
-        since = self._since
-        if ("deleted", client, "") in since or ("suspended", client, "") in since or ("grant", client, grant) in since:
-            return True
-        cutoff = self._cutoffs.get(user)
-        # Written so that a time that is no number (NaN) is denied.
-        return cutoff is not None and (issued_at is None or not issued_at > cutoff + skew_seconds)
-
-    def apply(self, raw: Raw, now: float, *, decided_after: float = -math.inf) -> None:
-        """Take a message of the feed into account, heard of `now`, in monotonic seconds; forget what is too old.
-
-        What was decided before a POSIX time is passed over: for reading a feed that was made anew, which has all of
-        the log.
-        """
-        self.forget(now)
-        cutoff = raw.stored_at.timestamp()
-        try:
-            event = raw.recorded().event
-        except wire.Malformed:
-            self._deny_subject(raw.subject)
-            return
-        if not isinstance(event, wire.Unknown) and event.at.timestamp() < decided_after:
-            return
-        match event:
-            case ClientDeleted():
-                self._deny(("deleted", subjects.token(event.client_id), ""), now)
-            case ClientSuspended():
-                self._deny(("suspended", subjects.token(event.client_id), ""), now)
-            case ClientResumed():
-                self._since.pop(("suspended", subjects.token(event.client_id), ""), None)
-            case GrantRevoked():
-                self._deny(("grant", subjects.token(event.client_id), subjects.token(event.grant_id)), now)
-            case UserGrantsRevoked():
-                # A feed that was made anew stores old events at the time of that. The log itself stored them, and so
-                # ended what they end, no later than APPENDED_WITHIN_SECONDS after they were decided.
-                cutoff = min(cutoff, event.at.timestamp() + APPENDED_WITHIN_SECONDS)
-                self._cut_off(event.user_key, cutoff, now)
-            case (
-                wire.Unknown()
-                | ClientRegistered()
-                | ClientMetadataChanged()
-                | GrantIssued()
-                | GrantExtended()
-                | ActivityRecorded()
-            ):
-                # The known ones stand on no gate: the feed has them only when somebody changed what it is made of.
-                self._deny_subject(raw.subject)
-            case _:
-                assert_never(event)
-
-    def forget(self, now: float) -> None:
-        """Let go of what was heard of so long before `now`, in monotonic seconds, that no token of it lives."""
-        while self._oldest and self._oldest[0][0] + self._keep_seconds < now:
-            since, what = self._oldest.popleft()
-            if self._since.get(what) == since:
-                del self._since[what]
-                if what[0] == "user":
-                    del self._cutoffs[what[1]]
-
-    def _deny_subject(self, subject: str) -> None:
-        self.unknown += 1
-        client, grant = subjects.client_token_of(subject), subjects.grant_token_of(subject)
-        user = subjects.user_token_of(subject)
-        if client is not None and grant is not None:
-            self._since[("grant", client, grant)] = math.inf
-        elif client is not None:
-            self._since[("suspended", client, "")] = math.inf
-        elif user is not None:
-            self._since[("user", user, "")] = math.inf
-            self._cutoffs[user] = math.inf
-
-    def _cut_off(self, user: str, cutoff: float, now: float) -> None:
-        self._deny(("user", user, ""), now)
-        # Never back: a later cut-off by a writer whose clock is behind ends no less than the one before.
-        self._cutoffs[user] = max(cutoff, self._cutoffs.get(user, cutoff))
-
-    def _deny(self, what: _Denied, now: float) -> None:
-        if self._since.get(what) != math.inf:
-            self._since[what] = now
-            self._oldest.append((now, what))
+    when_stale: "WhenStale | Callable[[Revocations], bool]"
+    max_staleness: timedelta
+    clock_skew: timedelta
+    clock: Callable[[], datetime] | None
+    on_trouble: Callable[[str], None] | None
+    observer: Observer | None
+    catch_up_seconds: float
+    subscriber: str | None
+    instance: str | None
 
 
-class RevocationFeed:
+class Revocations(ABC):
     """Knows in memory what was revoked. Open it with `async with`; entering waits until it is caught up.
+
+    What `RevocationFeed` (over NATS) and `HttpRevocationFeed` (over HTTP) have in common.
 
     `longest_token_lifetime` is that of the tokens whose revocation matters: what ended earlier is not loaded, and a
     token that is older than it is denied, because the feed cannot know. `when_stale` says what `is_revoked` answers
-    for tokens that are not known to be revoked while the feed is not fresh. `on_trouble` hears, in words, of what
-    keeps the feed from being fresh; it must not block.
+    for tokens that are not known to be revoked while the feed is not fresh: `deny`, `allow`, or a function of the feed
+    that decides, True to deny; it is called on each such question and must not block. `on_trouble` hears, in words, of
+    what keeps the feed from being fresh; `observer` hears of all that a metric may count. Neither may block.
+
+    With `subscriber`, the name of the token service, it puts receipts where admins see how far each subscriber is;
+    `instance` tells its processes apart, and is the host's name and the process id unless it is given.
 
     Entering raises `FeedUnavailable` when the feed cannot be caught up within `catch_up_seconds`, and `ValueError`
     when tokens live longer than the feed keeps revocations.
@@ -194,42 +107,48 @@ class RevocationFeed:
 
     def __init__(
         self,
-        nats_url: str,
         longest_token_lifetime: timedelta,
         *,
-        when_stale: WhenStale = "deny",
+        when_stale: WhenStale | Callable[["Revocations"], bool] = "deny",
         max_staleness: timedelta = MAX_STALENESS,
         clock_skew: timedelta = CLOCK_SKEW,
         clock: Callable[[], datetime] | None = None,
         on_trouble: Callable[[str], None] | None = None,
+        observer: Observer | None = None,
         catch_up_seconds: float = CATCH_UP_SECONDS,
+        subscriber: str | None = None,
+        instance: str | None = None,
     ) -> None:
         if longest_token_lifetime <= timedelta(0):
             raise ValueError("the longest token lifetime must be positive")
-        if when_stale not in get_args(WhenStale):
-            raise ValueError(f"when_stale is one of {', '.join(get_args(WhenStale))}")
-        self._url = nats_url
+        if not callable(when_stale) and when_stale not in get_args(WhenStale):
+            raise ValueError(f"when_stale is one of {', '.join(get_args(WhenStale))}, or a function")
+        for name in (subscriber, instance):
+            if name is not None and not receipts.is_name(name):
+                raise ValueError(f"{name!r} is no name for a subscriber: 1 to 64 letters, digits, dots, - and _")
         self._lifetime = longest_token_lifetime
         self._keep = longest_token_lifetime + MARGIN
-        self._deny_when_stale = when_stale == "deny"
+        self._when_stale = when_stale
         self._max_staleness_seconds = max_staleness.total_seconds()
         self._skew_seconds = clock_skew.total_seconds()
         self._clock = _utc_now if clock is None else clock
         self._on_trouble = on_trouble
+        self._observer = Observer() if observer is None else observer
         self._catch_up_seconds = catch_up_seconds
+        self._subscriber = subscriber
+        self._instance = instance or _this_process()
         self._denials = Denials(self._keep.total_seconds())
         self._building: Denials | None = None
-        self._reads_from = -math.inf
-        self._applied = 0
         self._moved = asyncio.Event()
         self._caught_up = asyncio.Event()
-        self._starving = False
+        self._applications = Applications()
         self._fresh_at: float | None = None
+        self._heard_at = -math.inf
+        self._told: State = "starting"
         self._trouble: str | None = None
         self._log_identity: str | None = None
         self._log_sequence: int | None = None
-        self._connection: Client | None = None
-        self._following: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> State:
@@ -275,7 +194,9 @@ class RevocationFeed:
             if token_issued_at.tzinfo is None:
                 raise ValueError("token_issued_at needs a time zone")
             token_issued_at = token_issued_at.timestamp()
-        if self._deny_when_stale and self.state != "fresh":
+        stale = self.state != "fresh"
+        if stale and self._when_stale == "deny":
+            self._observer.answered_stale(denied=True)
             return True
         if token_issued_at is not None and token_issued_at < (self._clock() - self._keep).timestamp():
             return True
@@ -286,68 +207,231 @@ class RevocationFeed:
             token_issued_at,
             self._skew_seconds,
         )
-        return self._denials.denies(*asked) or (self._building is not None and self._building.denies(*asked))
+        if self._denials.denies(*asked) or (self._building is not None and self._building.denies(*asked)):
+            return True
+        if not stale:
+            return False
+        denied = callable(self._when_stale) and self._when_stale(self)
+        self._observer.answered_stale(denied=denied)
+        return denied
+
+    async def wait_until(self, position: positions.Position | str, timeout_seconds: float) -> None:
+        """Wait until everything that was revoked up to a position of the log is applied here.
+
+        For a position that a revocation was answered with, that is as soon as it has come. For any other it may take
+        some seconds more: until it is proven that nothing from before it is still on its way.
+
+        Raises `FeedUnavailable` when that was not in time, or the feed is not open, and `positions.InvalidPosition`.
+        """
+        wanted = positions.parse(position) if isinstance(position, str) else position
+        if wanted.kind != "log":
+            raise positions.InvalidPosition("a position of the activity is no position of a revocation")
+        if self._running is None:
+            raise FeedUnavailable("the feed is not open")
+        if self._log_identity is not None and self._log_identity != wanted.identity:
+            raise FeedUnavailable(f"{wanted} is a position of another log")
+        called_at = time.monotonic()
+
+        def reached() -> bool:
+            return (self._log_sequence or 0) >= wanted.sequence or self._heard_at > called_at + IN_FLIGHT_SECONDS
+
+        await self._wait_for(reached, timeout_seconds)
 
     async def wait_until_current(self, timeout_seconds: float) -> None:
-        """Wait until everything that the feed has now is applied here. Raises `FeedUnavailable`."""
-        if self._connection is None:
+        """Wait until all that was revoked before this call is applied here. Raises `FeedUnavailable`."""
+        if self._running is None:
             raise FeedUnavailable("the feed is not open")
-        try:
-            async with asyncio.timeout(timeout_seconds), LogReader(self._connection, subjects.REVOCATIONS) as feed:
-                last = (await feed.state()).last
-                while self._applied < last:
-                    self._moved.clear()
-                    await self._moved.wait()
-        except (TimeoutError, Unavailable, NatsError) as error:
-            raise FeedUnavailable(self._trouble or str(error) or "the feed has more than was applied") from error
+        called_at = time.monotonic()
+        await self._wait_for(lambda: self._heard_at > called_at + IN_FLIGHT_SECONDS, timeout_seconds)
 
     async def __aenter__(self) -> Self:
         waiting = None
         try:
             async with asyncio.timeout(self._catch_up_seconds):
-                self._connection = await connect(self._url, name="grantbook-revocations", on_trouble=self._report)
-                self._following = asyncio.create_task(self._follow(self._connection), name="grantbook revocations")
+                await self._open()
+                self._running = asyncio.create_task(self._run(), name="grantbook revocations")
                 waiting = asyncio.create_task(self._caught_up.wait())
-                await asyncio.wait((self._following, waiting), return_when=asyncio.FIRST_COMPLETED)
-                if self._following.done():
-                    await self._following
+                await asyncio.wait((self._running, waiting), return_when=asyncio.FIRST_COMPLETED)
+                if self._running.done():
+                    await self._running
         except BaseException as error:
             why = self._trouble
-            await self._close()
+            await self._end()
             if isinstance(error, TimeoutError | NatsError | OSError):
-                raise FeedUnavailable(why or f"cannot reach NATS: {str(error) or type(error).__name__}") from error
+                raise FeedUnavailable(why or f"cannot be reached: {str(error) or type(error).__name__}") from error
             raise
         finally:
             if waiting is not None:
                 waiting.cancel()
-        self._following.add_done_callback(self._ended)
+        self._running.add_done_callback(self._ended)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._end()
+
+    @abstractmethod
+    async def _open(self) -> None:
+        """Connect, or what there is to do before anything can be read."""
+
+    @abstractmethod
+    async def _follow(self) -> None:
+        """Read and apply for as long as the task lives. Ends by itself only with what must not be tried again."""
+
+    @abstractmethod
+    async def _put_receipt(self, receipt: Receipt) -> None:
+        """Hand a receipt in. Raises `Unavailable`."""
+
+    @abstractmethod
+    async def _take_receipt_away(self) -> None:
+        """This subscriber ends in good order: nobody need miss it. Raises `Unavailable`."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Let go of everything."""
+
+    def _receipt(self) -> Receipt:
+        receipt = Receipt(
+            name=self._subscriber or "",
+            instance=self._instance,
+            state=self.state,
+            age_ms=None if self._fresh_at is None else int(self.age * 1_000),
+            log_sequence=self._log_sequence or 0,
+        )
+        return self._applications.told_in(receipt, time.monotonic())
+
+    async def _run(self) -> None:
+        beside = [asyncio.create_task(self._watch(), name="grantbook revocations: watch")]
+        if self._subscriber is not None:
+            beside.append(asyncio.create_task(self._report_to_admins(), name="grantbook revocations: receipts"))
+        try:
+            await self._follow()
+        finally:
+            await end(*beside)
+
+    async def _watch(self) -> None:
+        """Tell the observer when the state changes: by time alone, too."""
+        while True:
+            if self.state != self._told:
+                self._told = self.state
+                self._observer.state_changed(self._told)
+                self._applications.due.set()
+            await asyncio.sleep(RECHECK_SECONDS)
+
+    async def _report_to_admins(self) -> None:
+        """Put a receipt whenever something was applied, and now and then beside. Trouble with it denies nobody."""
+        due = self._applications.due
+        while True:
+            due.clear()
+            try:
+                await self._put_receipt(self._receipt())
+            except Unavailable as error:
+                self._observer.receipt_failed(str(error))
+            await asyncio.sleep(RECEIPT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(due.wait(), receipts.HEARTBEAT_SECONDS - RECEIPT_SECONDS)
+
+    async def _wait_for(self, true: Callable[[], bool], timeout_seconds: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not true():
+                    self._moved.clear()
+                    await self._moved.wait()
+        except TimeoutError as error:
+            raise FeedUnavailable(self._trouble or "the feed has more than was applied") from error
+
+    def _took(self, messages: int, newest: Raw, now: float) -> None:
+        """Some messages were applied together, and are known to whoever waits."""
+        self._moved.set()
+        if self._building is not None:
+            self._observer.loaded(messages)  # old ones: how long they took to come says nothing
+            return
+        if self._log_sequence is not None:
+            self._applications.add(self._log_sequence, now)
+        self._observer.applied(messages, max(0.0, (self._clock() - newest.stored_at).total_seconds()))
+
+    def _proven(self, asked_at: float, heard_at: float) -> None:
+        """Everything is applied that the log had at `heard_at`; it was asked at `asked_at`. Monotonic seconds."""
+        if self._building is not None:
+            self._denials, self._building = self._building, None
+            self._applications.begin(self._log_sequence or 0)
+        self._fresh_at = asked_at
+        self._heard_at = max(self._heard_at, heard_at)
+        self._caught_up.set()
+        self._moved.set()
+
+    def _restart(self, why: str) -> None:
+        """What was followed is followed no longer. What is known stays denied until it is read anew."""
+        self._fresh_at = None
+        self._heard_at = -math.inf
+        self._log_sequence = None
+        self._observer.restarted()
+        self._report(why)
+
+    async def _end(self) -> None:
+        running, self._running = self._running, None
+        self._fresh_at = None
+        if running is not None:
+            await end(running)
+            if self._subscriber is not None:
+                with contextlib.suppress(Unavailable):
+                    await self._take_receipt_away()
         await self._close()
 
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        if not running.cancelled():
+            self._fresh_at = None
+            self._report(f"the feed ended: {running.exception()!r}")
+
+    def _report(self, trouble: str | None) -> None:
+        if trouble != self._trouble and trouble is not None:
+            self._observer.troubled(trouble)
+            if self._on_trouble is not None:
+                self._on_trouble(trouble)
+        self._trouble = trouble
+
+
+class RevocationFeed(Revocations):
+    """Knows in memory what was revoked, from NATS: see `Revocations` for all that it takes and raises.
+
+    `nats_url` may name several servers of one cluster, with commas between.
+    """
+
+    def __init__(self, nats_url: str, longest_token_lifetime: timedelta, **options: Unpack[Options]) -> None:
+        super().__init__(longest_token_lifetime, **options)
+        self._url = nats_url
+        self._reads_from = -math.inf
+        self._applied = 0
+        self._starving = False
+        self._feed_identity: str | None = None
+        self._connection: Client | None = None
+
+    async def _open(self) -> None:
+        self._connection = await connect(self._url, name="grantbook-revocations", on_trouble=self._report)
+
     async def _close(self) -> None:
-        following, self._following = self._following, None
         connection, self._connection = self._connection, None
-        self._fresh_at = None
-        if following is not None:
-            await end(following)
         if connection is not None:
             await close(connection)
 
-    def _ended(self, following: asyncio.Task[None]) -> None:
-        if not following.cancelled():
-            self._fresh_at = None
-            self._report(f"the feed ended: {following.exception()!r}")
+    def _connected(self) -> Client:
+        if self._connection is None or not self._connection.is_connected:
+            raise Unavailable("not connected to NATS")
+        return self._connection
 
-    def _report(self, trouble: str | None) -> None:
-        if trouble != self._trouble and trouble is not None and self._on_trouble is not None:
-            self._on_trouble(trouble)
-        self._trouble = trouble
+    def _receipt(self) -> Receipt:
+        return structs.replace(super()._receipt(), feed=self._feed_identity, feed_sequence=self._applied)
 
-    async def _follow(self, connection: Client) -> None:
+    async def _put_receipt(self, receipt: Receipt) -> None:
+        await put_receipt(self._connected(), receipt)
+
+    async def _take_receipt_away(self) -> None:
+        await take_receipt_away(self._connected(), self._subscriber or "", self._instance)
+
+    async def _follow(self) -> None:
+        connection = self._connection
+        assert connection is not None
         async with LogReader(connection, subjects.REVOCATIONS) as feed:
             while True:
                 try:
@@ -362,19 +446,17 @@ class RevocationFeed:
                     continue
                 # What was known stays in force until this stream is read: a restart never allows what was denied.
                 self._building = Denials(self._keep.total_seconds())
-                self._applied = after
+                self._applied, self._feed_identity = after, state.identity
                 try:
                     async with feed.follow(after) as follower, asyncio.TaskGroup() as tasks:
                         tasks.create_task(self._identify(connection))
                         tasks.create_task(self._apply(follower))
                         tasks.create_task(self._prove(feed, state))
-                except* _Replaced:
-                    self._fresh_at = None
-                    self._report("the feed was replaced: starting anew")
+                except* Replaced:
+                    self._restart("the feed was replaced: starting anew")
                     await asyncio.sleep(RECHECK_SECONDS)
                 except* Exception as unexpected:  # noqa: BLE001  whatever it is: what is known stays denied, and it goes on
-                    self._fresh_at = None
-                    self._report(f"starting anew after {unexpected.exceptions[0]!r}")
+                    self._restart(f"starting anew after {unexpected.exceptions[0]!r}")
                     await asyncio.sleep(RECHECK_SECONDS)
 
     def _refuse_short_feed(self, state: StreamState) -> None:
@@ -396,16 +478,15 @@ class RevocationFeed:
             now = time.monotonic()
             # Once it was proven complete, what comes is new: then no writer's clock makes it too old to count.
             decided_after = -math.inf if self._building is None else self._reads_from
+            denials.forget(now)
             for each in messages:
                 if each.sequence != self._applied + 1:
-                    raise _Replaced
+                    raise Replaced
                 denials.apply(each, now, decided_after=decided_after)
                 self._applied = each.sequence
                 self._log_sequence = _log_sequence(each) or self._log_sequence
             if messages:
-                self._moved.set()
-            else:
-                denials.forget(now)
+                self._took(len(messages), messages[-1], now)
 
     async def _prove(self, feed: LogReader, followed: StreamState) -> None:
         while True:
@@ -416,17 +497,14 @@ class RevocationFeed:
                 self._report(str(error))
             else:
                 if state.created != followed.created or state.last < applied:
-                    raise _Replaced
-                doubt = _doubt(state)
+                    raise Replaced
+                doubt = doubt_of(state)
                 if doubt is None and not await self._has_applied(state.last):
                     # A consumer that gives nothing although there is something starves. Another is made.
                     self._starving = self._applied == applied
                     doubt = f"behind: applied {self._applied} of {state.last} in {subjects.REVOCATIONS}"
                 if doubt is None:
-                    if self._building is not None:
-                        self._denials, self._building = self._building, None
-                    self._fresh_at = asked_at
-                    self._caught_up.set()
+                    self._proven(asked_at, asked_at - heard_seconds_ago(state))
                 self._report(doubt)
             pause = CHECK_SECONDS if self.state == "fresh" else RECHECK_SECONDS
             await asyncio.sleep(max(0.0, asked_at + pause - time.monotonic()))
@@ -451,7 +529,7 @@ class RevocationFeed:
             return
 
 
-def _doubt(state: StreamState) -> str | None:
+def doubt_of(state: StreamState) -> str | None:
     """Why a feed may lack something that the log has, or None. Its own last message proves nothing."""
     if not state.sources:
         return f"{state.name} has no source"
@@ -467,11 +545,26 @@ def _doubt(state: StreamState) -> str | None:
     return None
 
 
+def heard_seconds_ago(state: StreamState) -> float:
+    """How long before the feed said so it had heard from the log; infinite where it has not."""
+    return max(
+        (math.inf if each.active_seconds is None else each.active_seconds for each in state.sources), default=0.0
+    )
+
+
 def _log_sequence(raw: Raw) -> int | None:
     try:
         return wire.position_in_log((raw.headers or {}).get(wire.STREAM_SOURCE_HEADER, ""))
     except wire.Malformed:
         return None
+
+
+def _this_process() -> str:
+    """The host's name and the process id, as far as a name may have them."""
+    host = "".join(
+        each if each.isascii() and (each.isalnum() or each in "._-") else "-" for each in socket.gethostname()
+    )
+    return f"{host[:50] or 'host'}-{os.getpid()}"
 
 
 def _utc_now() -> datetime:

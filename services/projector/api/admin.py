@@ -12,12 +12,13 @@ from msgspec import UNSET
 
 from appraisal import flags
 from appraisal.families import FAMILY_HEX_DIGITS
-from door.problems import Problem
+from door.problems import Problem, invalid_parameter, unavailable
 from door.roles import requires
-from grantbook import subjects
+from grantbook import positions, subjects
 from grantbook.admin import (
     ClientDetail,
     ClientPage,
+    Delivery,
     FamilyItem,
     FamilyPage,
     GrantPage,
@@ -29,7 +30,7 @@ from grantbook.admin import (
 from grantbook.events import SOURCES
 from grantbook.positions import Position
 from grantbook.sdk.log import LogReader, StreamState, Unavailable
-from projector import db, queries
+from projector import db, feed, queries
 from projector.api.parameters import (
     DEFAULT_LIMIT,
     READ,
@@ -270,6 +271,10 @@ async def show_status(reads: NamedDependency[Reads], at_least: AtLeast = None) -
         rows = await queries.checkpoints(seen.connection)
         totals = await queries.totals(seen.connection)
     log, activity = await asyncio.gather(_state(reads.log), _state(reads.activity))
+    try:
+        following = await feed.subscribers(reads.connection, reads.feed)
+    except Unavailable:
+        following = None
     status = Status(
         log_position=UNSET if log is None else str(Position("log", log.identity, log.last)),
         activity_position=UNSET if activity is None else str(Position("activity", activity.identity, activity.last)),
@@ -277,9 +282,33 @@ async def show_status(reads: NamedDependency[Reads], at_least: AtLeast = None) -
             "log": await read_model_status(reads, "log", rows["log"], log),
             "activity": await read_model_status(reads, "activity", rows["activity"], activity),
         },
+        subscribers=UNSET if following is None else following,
         totals=totals,
     )
     return answer(status, seen.position)
+
+
+@route("/admin/v1/revocations/{position:str}/delivery", http_method=READ, guards=_admin, tags=_TAGS)
+async def show_delivery(reads: NamedDependency[Reads], position: FromPath[str]) -> Response[Delivery]:
+    """Which token services have applied what was revoked up to a position, the slowest, and how long it took.
+
+    `position` is the `Grantbook-Position` of the answer to a revocation, suspension or deletion. Asked of the log and
+    of the subscribers' own receipts, not of a read model.
+    """
+    try:
+        asked = positions.parse(position)
+        state = await reads.log.state()
+        if asked.kind != "log" or asked.identity != state.identity or asked.sequence > state.last:
+            raise invalid_parameter("position", "a position of this log")
+        told = await feed.delivery(reads.connection, reads.log, reads.feed, asked)
+    except positions.InvalidPosition as error:
+        raise invalid_parameter("position", str(error)) from error
+    except feed.NotInFeed as error:
+        detail = "Nothing was revoked up to there, or it is older than the feed keeps."
+        raise Problem(404, "revocation_not_found", detail) from error
+    except Unavailable as error:
+        raise unavailable("The log cannot be reached.") from error
+    return answer(told, Position("log", state.identity, state.last))
 
 
 async def read_model_status(
@@ -346,4 +375,5 @@ ADMIN_ROUTES: Final = [
     preview_family,
     list_stale_clients,
     show_status,
+    show_delivery,
 ]

@@ -11,22 +11,30 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 import msgspec
-from litestar import Litestar, Request, get
+from litestar import Litestar, Request, delete, get, put
 from litestar.datastructures import State
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromQuery
+from litestar.params import FromPath, FromQuery
 from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive, Scope, Send
 
 from door.problems import Problem, invalid_parameter, unavailable
 from door.roles import requires
-from grantbook import positions, subjects, wire
+from grantbook import positions, receipts, subjects, wire
 from grantbook.sdk.log import Follower, LogReader, Raw, Unavailable
+from grantbook.sdk.reading import before
+from grantbook.sdk.subscription import put_receipt, take_receipt_away
+from projector.api.parameters import span
+from projector.reads import Reads
 
+CURRENT: Final = "current"
+ABOUT: Final = "about"
 MAX_STREAMS: Final = 256
 """Streams open at once in one process. Each has a consumer in NATS."""
-COMMENT_SECONDS: Final = 10.0
-"""After so long without an event a comment is sent: the contract promises one every 15 s."""
+COMMENT_SECONDS: Final = 1.0
+"""So often a comment says whether everything was sent. The contract promises one every 15 s."""
+MAX_BEHIND_COMMENTS: Final = 2
+"""A consumer that gives nothing although the feed has more, so many comments long, starves: another is made."""
 MAX_STREAM_SECONDS: Final = 3_600.0
 """A stream ends after this time, so that its caller shows its token again. It resumes without a gap."""
 RECONNECT_MILLISECONDS: Final = 1_000
@@ -100,15 +108,22 @@ class EventStream(ASGIStreamingResponse):
         )
     },
 )
-async def stream(request: Request[Any, Any, State], after: FromQuery[str | None] = None) -> EventStream:
+async def stream(
+    request: Request[Any, Any, State],
+    after: FromQuery[str | None] = None,
+    lookback: FromQuery[str | None] = None,
+) -> EventStream:
     """Follow the revocations of grants and clients, and the cut-offs of users.
 
-    From the position in the header `Last-Event-ID`, else from that in `after`, else from now on. A comment comes at
-    least every 15 s. The stream may end at any time: resume it with the last `id` received.
+    From the position in the header `Last-Event-ID`, else from that in `after`, else from as long ago as `lookback` says
+    (`90d`, `3600s`), else from now on. Each second a comment comes: `current`, where everything that the log has was
+    sent, with the seconds since that was asked, since the feed heard from the log, and the server's own clock; else why
+    that cannot be said. A comment in an event, `about`, has its subject and when the log stored it. The stream may end
+    at any time: resume it with the last `id` received.
     """
     streams: OpenStreams = request.app.state.streams
-    reads = request.app.state.reads
-    log: LogReader = reads.log
+    reads: Reads = request.app.state.reads
+    log = reads.log
     if streams.closing:
         raise unavailable("the server is being stopped")
     if streams.count >= MAX_STREAMS:
@@ -127,10 +142,48 @@ async def stream(request: Request[Any, Any, State], after: FromQuery[str | None]
     if resume is not None or after is not None:
         name, text = ("Last-Event-ID", resume) if resume is not None else ("after", after or "")
         start = _position(name, text, head=start)
-    return EventStream(_events(log, start, streams), streams)
+    elif lookback is not None:
+        length = span("lookback", lookback)
+        try:
+            # By the log's own clock: the caller's may be wrong.
+            sequence = await before(log, state, state.now - length)
+        except Unavailable as error:
+            raise unavailable("the log cannot be reached") from error
+        start = positions.Position("log", state.identity, sequence)
+    return EventStream(_events(reads, start, streams), streams)
 
 
-FEED_ROUTES: Final = [stream]
+@put("/revocations/v1/subscribers/{name:str}/{instance:str}", guards=[requires("feed")], status_code=204)
+async def put_own_receipt(request: Request[Any, Any, State], name: FromPath[str], instance: FromPath[str]) -> None:
+    """Say how far a subscriber that reads over HTTP has applied the revocations, for admins to see."""
+    receipt = receipts.decode(await request.body())
+    if receipt is None:
+        raise invalid_parameter("body", "a receipt: see grantbook.receipts")
+    if (receipt.name, receipt.instance) != (name, instance):
+        raise invalid_parameter("name", "the same in the path and in the receipt")
+    if receipt.feed is not None:
+        raise invalid_parameter("feed", "absent: who reads over HTTP knows places in the log alone")
+    try:
+        await put_receipt(request.app.state.reads.connection, receipt)
+    except Unavailable as error:
+        raise unavailable(str(error)) from error
+
+
+@delete("/revocations/v1/subscribers/{name:str}/{instance:str}", guards=[requires("feed")], status_code=204)
+async def take_own_receipt_away(
+    request: Request[Any, Any, State], name: FromPath[str], instance: FromPath[str]
+) -> None:
+    """A subscriber that reads over HTTP ends in good order."""
+    for which, text in (("name", name), ("instance", instance)):
+        if not receipts.is_name(text):
+            raise invalid_parameter(which, "1 to 64 letters, digits, dots, - and _")
+    try:
+        await take_receipt_away(request.app.state.reads.connection, name, instance)
+    except Unavailable as error:
+        raise unavailable(str(error)) from error
+
+
+FEED_ROUTES: Final = [stream, put_own_receipt, take_own_receipt_away]
 
 
 def _position(name: str, text: str, *, head: positions.Position) -> positions.Position:
@@ -145,22 +198,38 @@ def _position(name: str, text: str, *, head: positions.Position) -> positions.Po
     return position
 
 
-async def _events(log: LogReader, start: positions.Position, streams: OpenStreams) -> AsyncGenerator[bytes, None]:
+async def _events(reads: Reads, start: positions.Position, streams: OpenStreams) -> AsyncGenerator[bytes, None]:
     # The first `id` goes without an event: a caller that loses the connection before one still resumes from here.
     yield b"retry: %d\nid: %s\n\n" % (RECONNECT_MILLISECONDS, str(start).encode())
     loop = asyncio.get_running_loop()
     end_at = loop.time() + MAX_STREAM_SECONDS
-    comment_at = loop.time() + COMMENT_SECONDS
-    async with log.follow(start.sequence, subjects.GATES) as follower:
+    comment_at = loop.time()
+    behind = 0
+    async with reads.log.follow(start.sequence, subjects.GATES) as follower:
         while not streams.closing and loop.time() < end_at:
-            messages = await follower.next(_NEXT_SECONDS)
+            messages = await follower.next(min(_NEXT_SECONDS, max(0.0, comment_at - loop.time())))
             if messages:
                 yield b"".join(_event(each, start.identity) for each in messages)
             if loop.time() >= comment_at:
-                if not await _is_same_log(log, start, follower):
+                if not await _is_same_log(reads.log, start, follower):
                     return
-                yield b": %s\n\n" % (b"waiting" if follower.trouble is None else b"the log cannot be reached")
-                comment_at = loop.time() + COMMENT_SECONDS
+                proof = await reads.feed_head.proof()
+                doubt = proof.doubt
+                if doubt is None and follower.after < proof.log_sequence:
+                    doubt = "more is on its way"
+                    behind += 1
+                    if behind > MAX_BEHIND_COMMENTS and not messages:
+                        await follower.close()
+                        behind = 0
+                else:
+                    behind = 0
+                now = loop.time()
+                yield (
+                    f": {CURRENT} {now - proof.asked_at:.3f} {now - proof.heard_at:.3f} {now:.3f}\n\n"
+                    if doubt is None
+                    else f": waiting: {doubt}\n\n"
+                ).encode()
+                comment_at = now + COMMENT_SECONDS
 
 
 async def _is_same_log(log: LogReader, start: positions.Position, follower: Follower) -> bool:
@@ -175,6 +244,7 @@ async def _is_same_log(log: LogReader, start: positions.Position, follower: Foll
 
 def _event(raw: Raw, identity: str) -> bytes:
     position = positions.Position("log", identity, raw.sequence)
+    about = f": {ABOUT} {raw.subject} {wire.rfc3339(raw.stored_at)}"
     try:
         type_, data = raw.recorded().type, raw.data
     except wire.Malformed:
@@ -182,4 +252,5 @@ def _event(raw: Raw, identity: str) -> bytes:
     # A line break would end the field: of the type, which is anybody's text, none is kept; data may have several lines.
     lines = [f"id: {position}".encode(), b"event: " + " ".join(type_.split()).encode()]
     lines += [b"data: " + line for line in data.splitlines() or [b""]]
+    lines.append(about.encode())
     return b"\n".join(lines) + b"\n\n"

@@ -13,7 +13,7 @@ from door import docs
 from door.problems import CODES, Problem, invalid_parameter
 from door.requests import current_traceparent
 from door.roles import Caller, requires
-from grantbook import positions, subjects
+from grantbook import positions, receipts, subjects
 from grantbook.events import Actor, Event, UserGrantsRevoked
 from registry import clients, enrolment, many, metadata
 from registry.api.bodies import ClientId, Detail, Why, checked_why, decoded
@@ -220,6 +220,13 @@ async def revoke_grants_of_user(
     return Response(None, status_code=HTTPStatus.NO_CONTENT, headers=register.log_position(receipt.position))
 
 
+@delete("/admin/v1/subscribers/{name:str}/{instance:str}", guards=_admin, status_code=HTTPStatus.NO_CONTENT, tags=_TAGS)
+async def forget_subscriber(name: FromPath[str], instance: FromPath[str], register: NamedDependency[Register]) -> None:
+    """Take a token service that is gone for good off the list of subscribers. One that is alive comes back."""
+    if not await register.subscribers.forget(receipts.key(name, instance)):
+        raise Problem(404, "subscriber_not_found", CODES["subscriber_not_found"].text)
+
+
 ROUTES: Final = [
     add_client,
     delete_family,
@@ -229,4 +236,5 @@ ROUTES: Final = [
     suspend_client,
     resume_client,
     revoke_grants_of_user,
+    forget_subscriber,
 ]

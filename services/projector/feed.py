@@ -1,0 +1,169 @@
+"""The feed, as the read API sees it: whether it has everything that the log has, and who has applied how much of it."""
+
+import asyncio
+import math
+from datetime import timedelta
+from typing import Final
+
+from msgspec import UNSET, Struct, UnsetType
+from nats.aio.client import Client
+
+from grantbook import receipts, wire
+from grantbook.admin import Delivery, SubscriberDelivery, SubscriberStatus
+from grantbook.positions import Position
+from grantbook.sdk.log import LogReader, Raw, StreamState, Unavailable
+from grantbook.sdk.revocations import doubt_of, heard_seconds_ago
+from grantbook.sdk.subscription import read_receipts
+
+PROOF_SECONDS: Final = 0.5
+"""All open streams of a process share a proof that is no older."""
+
+
+class NotInFeed(Exception):
+    """No revocation up to that place is in the feed: there was none, or it is older than the feed keeps."""
+
+
+class Proof(Struct, frozen=True):
+    """What the feed said of itself. Times are of the event loop's clock, in seconds."""
+
+    asked_at: float
+    heard_at: float
+    """When the feed had last heard from the log."""
+    log_sequence: int
+    """Place in the log of the feed's last revocation; 0 where it has none."""
+    doubt: str | None
+    """Why it may lack something that the log has, in words, or None."""
+
+
+class FeedHead:
+    """Asks the feed how complete it is, for all who want to know at once."""
+
+    def __init__(self, feed: LogReader) -> None:
+        self._feed = feed
+        self._asking = asyncio.Lock()
+        self._known = Proof(-math.inf, -math.inf, 0, "not asked yet")
+        self._place = (0, 0)
+        """Of a sequence of the feed, the place in the log."""
+
+    async def proof(self) -> Proof:
+        """A proof, or a doubt, that is at most `PROOF_SECONDS` old. Does not raise."""
+        loop = asyncio.get_running_loop()
+        async with self._asking:
+            if loop.time() - self._known.asked_at > PROOF_SECONDS:
+                self._known = await self._ask(loop.time())
+        return self._known
+
+    async def _ask(self, asked_at: float) -> Proof:
+        try:
+            state = await self._feed.state()
+            if state.last != self._place[0]:
+                self._place = (state.last, _place_in_log(await self._feed.at_on_leader(state.last)))
+        except Unavailable as error:
+            return Proof(asked_at, -math.inf, 0, str(error))
+        return Proof(asked_at, asked_at - heard_seconds_ago(state), self._place[1], doubt_of(state))
+
+
+async def subscribers(connection: Client, feed: LogReader) -> list[SubscriberStatus]:
+    """Every subscriber that has not ended in good order, by name. Raises `Unavailable`."""
+    state, received = await asyncio.gather(feed.state(), read_receipts(connection))
+    places: dict[int, int] = {}
+    statuses = []
+    for each in received:
+        receipt = each.receipt
+        if receipt.feed is None:
+            if receipt.log_sequence not in places:
+                places[receipt.log_sequence] = (await _at_or_before(feed, state, receipt.log_sequence))[0]
+            applied = places[receipt.log_sequence]
+        else:
+            applied = receipt.feed_sequence if receipt.feed == state.identity else 0
+        silent = max(0.0, (state.now - each.stored_at).total_seconds())
+        statuses.append(
+            SubscriberStatus(
+                name=receipt.name,
+                instance=receipt.instance,
+                state="gone" if silent > receipts.GONE_SECONDS else receipt.state,
+                lag_events=max(0, state.last - max(applied, state.first - 1)),
+                silent_seconds=round(silent, 3),
+            )
+        )
+    return statuses
+
+
+async def delivery(connection: Client, log: LogReader, feed: LogReader, asked: Position) -> Delivery:
+    """Which subscribers have applied everything that was revoked up to a place in the log.
+
+    Raises `NotInFeed` and `Unavailable`. `asked` is a position of this log.
+    """
+    state, received = await asyncio.gather(feed.state(), read_receipts(connection))
+    place, revocation = await _at_or_before(feed, state, asked.sequence)
+    if revocation is None:
+        raise NotInFeed
+    log_sequence = _place_in_log(revocation)
+    original = await log.at_on_leader(log_sequence)
+    revoked_at = revocation.stored_at if original is None else original.stored_at
+    told = []
+    for each in received:
+        receipt = each.receipt
+        has = (
+            receipt.log_sequence >= log_sequence
+            if receipt.feed is None
+            else receipt.feed == state.identity and receipt.feed_sequence >= place
+        )
+        applied_at = receipt.applied_at(log_sequence, each.stored_at) if has else None
+        silent = max(0.0, (state.now - each.stored_at).total_seconds())
+        told.append(
+            SubscriberDelivery(
+                name=receipt.name,
+                instance=receipt.instance,
+                state="gone" if silent > receipts.GONE_SECONDS else receipt.state,
+                delivered=has,
+                delivered_at=UNSET if applied_at is None else applied_at,
+                took_ms=UNSET if applied_at is None else _milliseconds(applied_at - revoked_at),
+                silent_seconds=round(silent, 3),
+            )
+        )
+    waiting = [each for each in told if not each.delivered]
+    timed = [each for each in told if not isinstance(each.took_ms, UnsetType)]
+    slowest = max(timed, key=lambda each: each.took_ms or 0.0, default=None)
+    return Delivery(
+        position=str(asked),
+        revocation=str(Position("log", asked.identity, log_sequence)),
+        type=revocation.recorded().type,
+        recorded_at=revoked_at,
+        complete=not waiting,
+        delivered=len(told) - len(waiting),
+        waiting=sum(each.state != "gone" for each in waiting),
+        gone=sum(each.state == "gone" for each in waiting),
+        slowest=UNSET if slowest is None else slowest,
+        # Those that an admin must look at first.
+        subscribers=[*waiting, *(each for each in told if each.delivered)],
+    )
+
+
+def _milliseconds(length: timedelta) -> float:
+    # Receipts tell whole milliseconds, and nothing is applied before it is stored.
+    return max(0.0, round(length.total_seconds() * 1_000, 1))
+
+
+async def _at_or_before(feed: LogReader, state: StreamState, log_sequence: int) -> tuple[int, Raw | None]:
+    """The last message of the feed that stands in the log at a place or before it, found in a few reads.
+
+    Its sequence in the feed, or one less than the feed's first where there is none.
+    """
+    low, high = state.first, state.last + 1
+    found: Raw | None = None
+    while low < high:
+        middle = (low + high) // 2
+        message = await feed.at_on_leader(middle)
+        if message is None or _place_in_log(message) <= log_sequence:
+            low, found = middle + 1, message or found
+        else:
+            high = middle
+    return low - 1, found
+
+
+def _place_in_log(message: Raw | None) -> int:
+    try:
+        return wire.position_in_log(((message and message.headers) or {}).get(wire.STREAM_SOURCE_HEADER, ""))
+    except wire.Malformed:
+        return 0

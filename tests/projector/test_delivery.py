@@ -1,0 +1,145 @@
+"""Delivery: which token services have applied a revocation, as they say themselves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from grantbook import receipts, subjects
+from grantbook.receipts import Receipt
+from grantbook.sdk import revocations
+from grantbook.sdk.log import LogReader
+from grantbook.sdk.revocations import RevocationFeed
+from grantbook.sdk.subscription import put_receipt
+from projector.db import Connection
+from tests.projector.conftest import Api
+from tests.projector.given import position
+from tests.sdk.given import deleted, registered, revoked, suspended, write
+
+LIFETIME = timedelta(hours=1)
+SECONDS = 20.0
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feeds of tests are young and empty, and nobody has rebuilt them."""
+    monkeypatch.setattr(revocations, "SETTLE_SECONDS", 0.0)
+
+
+@pytest.fixture
+async def feed(log: Client, nats_url: str) -> AsyncIterator[RevocationFeed]:
+    async with RevocationFeed(nats_url, LIFETIME, subscriber="mail", instance="one") as opened:
+        yield opened
+
+
+async def sourced(log: Client, messages: int) -> None:
+    async with LogReader(log, subjects.REVOCATIONS) as reader, asyncio.timeout(SECONDS):
+        while (await reader.state()).last < messages:
+            await asyncio.sleep(0.01)
+
+
+async def delivery(api: Api, log: Client, sequence: int, answers: int = 200) -> Any:
+    at = await position(log, subjects.LOG, sequence)
+    return await api.get(f"/admin/v1/revocations/{at}/delivery", answers=answers)
+
+
+async def complete(api: Api, log: Client, sequence: int) -> Any:
+    async with asyncio.timeout(SECONDS):
+        while not (told := await delivery(api, log, sequence))["complete"]:
+            await asyncio.sleep(0.02)
+    return told
+
+
+async def test_a_revocation_that_arrived_is_shown_so_with_its_time(log: Client, api: Api, feed: RevocationFeed) -> None:
+    """Protects an admin who must be sure: the subscriber has it, and how long that took is said."""
+    [first, last] = await write(log, registered("c"), deleted("c"))
+    await sourced(log, 1)
+    told = await complete(api, log, last)
+    assert told["revocation"] == told["position"] == await position(log, subjects.LOG, last)
+    assert (told["type"], told["delivered"], told["waiting"], told["gone"]) == ("client.deleted", 1, 0, 0)
+    [subscriber] = told["subscribers"]
+    assert (subscriber["name"], subscriber["instance"], subscriber["state"]) == ("mail", "one", "fresh")
+    assert subscriber["delivered"] is True
+    assert 0 <= subscriber["took_ms"] < 5_000
+    assert told["slowest"] == subscriber
+    assert "delivered_at" in subscriber
+    # Nothing was revoked up to the registration.
+    assert (await delivery(api, log, first, answers=404))["code"] == "revocation_not_found"
+
+
+async def test_a_position_that_revokes_nothing_is_about_what_was_revoked_before(
+    log: Client, api: Api, feed: RevocationFeed
+) -> None:
+    """Protects an admin who has the position of some later command."""
+    [gate, later] = await write(log, revoked("c", "g"), registered("d"))
+    await sourced(log, 1)
+    told = await complete(api, log, later)
+    assert told["revocation"] == await position(log, subjects.LOG, gate)
+
+
+async def test_who_is_behind_or_gone_is_not_shown_as_fine(
+    log: Client, api: Api, feed: RevocationFeed, database: Connection, projected: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects an admin from a list on which only those are that answered."""
+    [early, last] = await write(log, suspended("c"), deleted("c"))
+    await sourced(log, 2)
+    async with LogReader(log, subjects.REVOCATIONS) as reader:
+        identity = (await reader.state()).identity
+    await put_receipt(
+        log, Receipt(name="slow", instance="one", state="stale", feed=identity, feed_sequence=1, log_sequence=early)
+    )
+    await put_receipt(log, Receipt(name="web", instance="one", state="fresh", log_sequence=early))
+    await put_receipt(
+        log, Receipt(name="other", instance="one", state="fresh", feed="00000000", feed_sequence=9, log_sequence=9)
+    )
+    async with asyncio.timeout(SECONDS):
+        while (told := await delivery(api, log, last))["delivered"] < 1:
+            await asyncio.sleep(0.02)
+    assert (told["complete"], told["delivered"], told["waiting"], told["gone"]) == (False, 1, 3, 0)
+    assert [each["delivered"] for each in told["subscribers"]] == [False, False, False, True]
+    [by_early] = [each for each in (await delivery(api, log, early))["subscribers"] if each["name"] == "web"]
+    assert by_early["delivered"] is True
+    assert "took_ms" not in by_early
+
+    monkeypatch.setattr(receipts, "GONE_SECONDS", -1.0)  # as if they had been silent for so long
+    told = await delivery(api, log, last)
+    assert (told["complete"], told["waiting"], told["gone"]) == (False, 0, 3)
+    monkeypatch.undo()
+
+    status = {each["name"]: each for each in (await api.get("/admin/v1/status"))["subscribers"]}
+    assert status["slow"]["state"] == "stale"
+    assert status["slow"]["lag_events"] == status["web"]["lag_events"] == 1
+    assert status["other"]["lag_events"] == 2
+    assert status["mail"]["lag_events"] == 0
+    monkeypatch.setattr(receipts, "GONE_SECONDS", -1.0)
+    assert {each["state"] for each in (await api.get("/admin/v1/status"))["subscribers"]} == {"gone"}
+
+
+@pytest.mark.parametrize("text", ["42", "log-00000000-1", "activity-{identity}-1", "log-{identity}-99", "x" * 500])
+async def test_a_position_that_means_nothing_here_is_refused(log: Client, api: Api, text: str) -> None:
+    """Protects an admin from an answer about another log."""
+    identity = (await position(log, subjects.LOG, 0)).split("-")[1]
+    path = f"/admin/v1/revocations/{text.format(identity=identity)}/delivery"
+    assert (await api.get(path, answers=400))["code"] == "invalid_parameter"
+
+
+async def test_delivery_is_found_among_many(log: Client, api: Api, feed: RevocationFeed) -> None:
+    """Protects the answer for each of many revocations: not one too early or too late."""
+    written = await write(log, *(each for n in range(30) for each in (registered(f"r{n}"), revoked("c", f"g{n}"))))
+    await sourced(log, 30)
+    await complete(api, log, written[-1])
+    for place in written[1:]:
+        told = await delivery(api, log, place)
+        gate = place if place % 2 == 0 else place - 1
+        assert told["revocation"] == await position(log, subjects.LOG, gate)
+        assert told["complete"]
+
+
+async def test_only_admins_may_ask(log: Client, api: Api) -> None:
+    """Protects the list of an operator's services."""
+    at = await position(log, subjects.LOG, 0)
+    for role in ("feed", "idp", "auditor"):
+        await api.get(f"/admin/v1/revocations/{at}/delivery", answers=403, role=role)

@@ -1,0 +1,179 @@
+"""Receipts: subscribers say how far they are, and go from the list only in good order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nats.aio.client import Client
+
+from grantbook import receipts, subjects
+from grantbook.receipts import Receipt
+from grantbook.sdk import revocations
+from grantbook.sdk.log import LogReader
+from grantbook.sdk.revocations import RevocationFeed
+from grantbook.sdk.revocations_http import HttpRevocationFeed
+from grantbook.sdk.subscription import Applications, Observer, Received, put_receipt, read_receipts, take_receipt_away
+from tests.sdk.given import LIFETIME, deleted, revoked, write
+from tests.sdk.over_http import SECONDS, TOKENS, Served, serving
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feeds of tests are young and empty, and nobody has rebuilt them."""
+    monkeypatch.setattr(revocations, "SETTLE_SECONDS", 0.0)
+
+
+@pytest.fixture
+async def served(log: Client) -> AsyncIterator[Served]:
+    async with serving(log) as it:
+        yield it
+
+
+async def receipt_with(log: Client, log_sequence: int) -> Received:
+    async with asyncio.timeout(SECONDS):
+        while True:
+            for each in await read_receipts(log):
+                if each.receipt.log_sequence >= log_sequence:
+                    return each
+            await asyncio.sleep(0.01)
+
+
+async def test_a_subscriber_says_what_it_has_applied_and_when(log: Client, nats_url: str) -> None:
+    """Protects an admin who asks whether a revocation has arrived."""
+    async with RevocationFeed(nats_url, LIFETIME, subscriber="mail", instance="one"):
+        [first, last] = await write(log, revoked("c", "g"), deleted("d"))
+        received = await receipt_with(log, last)
+        receipt = received.receipt
+        assert (receipt.name, receipt.instance, receipt.state) == ("mail", "one", "fresh")
+        assert receipt.feed_sequence == 2
+        async with LogReader(log, subjects.LOG) as reader:
+            stored = await reader.at_on_leader(last)
+        assert stored is not None
+        applied_at = receipt.applied_at(last, received.stored_at)
+        assert applied_at is not None
+        assert timedelta(milliseconds=-2) < applied_at - stored.stored_at < timedelta(seconds=5)
+        assert receipt.applied_at(first, received.stored_at) is not None
+    assert await read_receipts(log) == []
+
+
+async def test_a_subscriber_over_http_says_the_same(served: Served) -> None:
+    """Protects an admin whose token services do not speak NATS."""
+    async with HttpRevocationFeed(served.url, TOKENS["feed"], LIFETIME, subscriber="mail", instance="two"):
+        [last] = await write(served.log, deleted("d"))
+        receipt = (await receipt_with(served.log, last)).receipt
+        assert (receipt.name, receipt.instance, receipt.feed) == ("mail", "two", None)
+    assert await read_receipts(served.log) == []
+
+
+async def test_a_receipt_over_http_is_of_who_it_says_and_well_formed(served: Served) -> None:
+    """Protects the list of subscribers from what is none."""
+    path = "/revocations/v1/subscribers/mail/one"
+    good = Receipt(name="mail", instance="one", state="fresh", log_sequence=1)
+    assert (await served.http.put(path, content=receipts.encode(good))).status_code == 204
+    for bad in (
+        b"",
+        b"[]",
+        b'{"name": "mail"}',
+        receipts.encode(msgspec.structs.replace(good, name="other")),
+        receipts.encode(msgspec.structs.replace(good, feed="00000000")),
+        b'{"name":"a b","instance":"one","state":"fresh"}',
+        b'{"name":"mail","instance":"one","state":"fine"}',
+        b'{"name":"mail","instance":"one","state":"fresh","log_sequence":-1}',
+    ):
+        answer = await served.http.put(path, content=bad)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter"), bad
+    assert (await served.http.delete("/revocations/v1/subscribers/a%20b/one")).status_code == 400
+    assert (await served.http.delete(path)).status_code == 204
+    headers = {"Authorization": f"Bearer {TOKENS['admin']}"}
+    assert (await served.http.put(path, content=receipts.encode(good), headers=headers)).status_code == 403
+
+
+async def test_a_subscriber_that_dies_stays_on_the_list(log: Client, nats_url: str) -> None:
+    """Protects an admin from a list that looks complete because somebody is missing."""
+    feed = RevocationFeed(nats_url, LIFETIME, subscriber="mail", instance="one")
+    await feed.__aenter__()
+    [last] = await write(log, deleted("d"))
+    await receipt_with(log, last)
+    connection = feed._connected()
+    await connection.close()  # as the network, or a crash, would
+    await feed.__aexit__(None, None, None)
+    [left] = await read_receipts(log)
+    assert left.receipt.instance == "one"
+    await take_receipt_away(log, "mail", "one")
+    assert await read_receipts(log) == []
+
+
+async def test_who_may_not_write_receipts_is_denied_nothing(nats_url: str, log: Client) -> None:
+    """Protects a token service whose NATS user has fewer rights: it denies and allows as before."""
+
+    class Hearing(Observer):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def receipt_failed(self, trouble: str) -> None:
+            self.heard.append(trouble)
+
+    await log.jetstream().delete_stream(subjects.bucket_stream(subjects.SUBSCRIBERS))
+    observer = Hearing()
+    async with RevocationFeed(nats_url, LIFETIME, subscriber="mail", observer=observer) as feed:
+        async with asyncio.timeout(SECONDS):
+            while not observer.heard:
+                await asyncio.sleep(0.01)
+        assert feed.state == "fresh"
+
+
+async def test_garbage_in_the_bucket_is_passed_over(log: Client) -> None:
+    """Protects the list from whoever else may write into the bucket."""
+    await log.jetstream().publish(subjects.bucket_key(subjects.SUBSCRIBERS, "a.b"), b"\xff{")
+    await put_receipt(log, Receipt(name="mail", instance="one", state="fresh"))
+    assert [each.receipt.name for each in await read_receipts(log)] == ["mail"]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "a/b", "a\n", "é"])
+def test_a_name_that_is_no_name_is_refused(name: str) -> None:
+    """Protects keys, paths and pages from names that mean something else there."""
+    with pytest.raises(ValueError, match="no name"):
+        RevocationFeed("nats://127.0.0.1:1", LIFETIME, subscriber=name)
+
+
+def test_times_are_told_for_what_was_applied_lately_alone() -> None:
+    """Protects an admin from a time that is a guess."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    receipt = Receipt(name="a", instance="b", state="fresh", recent=((30, 10), (20, 500), (10, 1_000)), recent_after=7)
+    assert receipt.applied_at(30, at) == at - timedelta(milliseconds=10)
+    assert receipt.applied_at(25, at) == at - timedelta(milliseconds=10)
+    assert receipt.applied_at(20, at) == at - timedelta(milliseconds=500)
+    assert receipt.applied_at(10, at) == at - timedelta(seconds=1)
+    assert receipt.applied_at(8, at) == at - timedelta(seconds=1)
+    assert receipt.applied_at(7, at) is None
+    assert receipt.applied_at(31, at) is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 1)), max_size=100))
+@settings(max_examples=200, deadline=None)
+def test_applications_are_bounded_and_never_told_too_early(steps: list[tuple[int, float]]) -> None:
+    """Protects an admin from a delivery that looks quicker than it was, and the receipt from growing."""
+    applications = Applications()
+    now, sequence = 100.0, 0
+    applied: dict[int, float] = {}
+    for more, later in steps:
+        sequence, now = sequence + more, now + later
+        applied[sequence] = now
+        applications.add(sequence, now)
+    told = applications.told_in(Receipt(name="a", instance="b", state="fresh", log_sequence=sequence), now)
+    assert len(told.recent) <= receipts.MAX_RECENT
+    encoded = receipts.encode(told)
+    receipt = receipts.decode(encoded)
+    assert receipt is not None
+    assert len(encoded) < receipts.MAX_BYTES
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    for place, when in applied.items():
+        told_at = receipt.applied_at(place, at)
+        if told_at is not None:
+            ago = (at - told_at).total_seconds()
+            assert now - when - 0.0215 <= ago + 0.0015
+            assert ago <= now - when + 0.0015
