@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -19,6 +20,7 @@ from grantbook.sdk import revocations
 from grantbook.sdk.denials import Denials
 from grantbook.sdk.log import LogReader, Raw
 from grantbook.sdk.revocations import FeedUnavailable, RevocationFeed
+from grantbook.sdk.revocations_http import HttpRevocationFeed
 from registry import streams
 from tests.partition import Partition
 from tests.sdk.given import (
@@ -35,6 +37,7 @@ from tests.sdk.given import (
     write,
     write_raw,
 )
+from tests.sdk.over_http import TOKENS, serving
 
 SECONDS = 20.0
 
@@ -569,3 +572,53 @@ def test_nothing_is_forgotten_too_early_nor_kept_too_long(steps: list[tuple[int,
     denials.forget(now_ + kept * 65 / 64 + 1)
     assert len(denials) == 0
     assert not denials._cutoffs
+
+
+@pytest.mark.parametrize("written_since", [1, 2, 5])
+async def test_a_restored_feed_is_read_anew(tmp_path: Path, written_since: int) -> None:
+    """Protects revocations after a restore of the whole server, on places where others stood before."""
+    async with served(tmp_path) as (server, log), RevocationFeed(server.url, LIFETIME) as feed:
+        await write(log, revoked("c", "g1"))
+        await until(lambda: token(feed, grant="g1"))
+        await asyncio.to_thread(server.stop)
+        shutil.copytree(tmp_path / "nats" / "jetstream", tmp_path / "backup")
+        await asyncio.to_thread(server.start)
+        await until(lambda: log.is_connected)
+        await write(log, revoked("c", "g2"), revoked("c", "g3"))
+        await until(lambda: feed.state == "fresh" and token(feed, grant="g3"))
+        await asyncio.to_thread(server.stop)
+        shutil.rmtree(tmp_path / "nats" / "jetstream")
+        shutil.copytree(tmp_path / "backup", tmp_path / "nats" / "jetstream")
+        await asyncio.to_thread(server.start)
+        await until(lambda: log.is_connected)
+        await write(log, *(revoked("c", f"x{number}") for number in range(written_since)))
+        await until(lambda: feed.state == "fresh" and token(feed, grant=f"x{written_since - 1}"))
+        assert all(token(feed, grant=f"x{number}") for number in range(written_since))
+        assert not token(feed, grant="never")
+
+
+async def test_a_restored_log_is_never_resumed_over_http(tmp_path: Path) -> None:
+    """Protects services without NATS from the same."""
+    port = free_port()
+    async with served(tmp_path) as (server, log), serving(log, port) as it:
+        feed = HttpRevocationFeed(it.url, TOKENS["feed"], LIFETIME)
+        await feed.__aenter__()
+        await write(log, revoked("c", "g1"))
+        await until(lambda: feed.is_revoked("c", "g1", "u", now()))
+        await asyncio.to_thread(server.stop)
+        shutil.copytree(tmp_path / "nats" / "jetstream", tmp_path / "backup")
+        await asyncio.to_thread(server.start)
+        await until(lambda: log.is_connected)
+        await write(log, revoked("c", "g2"), revoked("c", "g3"))
+        await until(lambda: feed.state == "fresh" and feed.is_revoked("c", "g3", "u", now()))
+        await asyncio.to_thread(server.stop)
+        shutil.rmtree(tmp_path / "nats" / "jetstream")
+        shutil.copytree(tmp_path / "backup", tmp_path / "nats" / "jetstream")
+        await asyncio.to_thread(server.start)
+        await until(lambda: log.is_connected)
+        await write(log, revoked("c", "x0"), revoked("c", "x1"), revoked("c", "x2"))
+        await until(lambda: feed.state == "fresh" and feed.is_revoked("c", "x2", "u", now()))
+        assert feed.is_revoked("c", "x0", "u", now())
+        assert feed.is_revoked("c", "x1", "u", now())
+        assert not feed.is_revoked("c", "never", "u", now())
+        await feed.__aexit__(None, None, None)

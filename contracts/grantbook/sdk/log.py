@@ -279,6 +279,7 @@ class Follower:
         self.heard_at: float | None = None
         """Event-loop time of the last sign of life from the server, a message or a heartbeat, in seconds."""
         self.after = after
+        self._after_id: str | None = None
         self.pending: int | None = None
         """Messages that the stream still had for this consumer behind the last one handed out."""
         self._connection = connection
@@ -308,7 +309,8 @@ class Follower:
     async def next(self, wait_seconds: float) -> list[Raw]:
         """What has come, in order: at most a pull's worth, and nothing when nothing came in time.
 
-        Never raises for a server that is away: `trouble` says so, and the next call tries again.
+        Never raises for a server that is away: `trouble` says so, and the next call tries again. Raises `Gap` when the
+        stream was restored to before what was handed out, whatever it has come to have since.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds
@@ -395,12 +397,38 @@ class Follower:
             await asyncio.sleep(max(0.0, min(RETRY_SECONDS, deadline - loop.time())))
             return loop.time() < deadline and await self._open(deadline)
         self._inbox, self._consumer, self._subscription = inbox, name, subscription
+        try:
+            await self._refuse_another_past()
+        except (TimeoutError, NatsError, OSError, msgspec.MsgspecError) as error:
+            await self.close()
+            self.trouble = f"cannot follow {self._stream}: {str(error) or type(error).__name__}"
+            return False
         self._delivered = 0
         self.pending = answer.get("num_pending")
         self.heard_at = loop.time()
         self.trouble = None
         await self._pull()
         return True
+
+    async def _refuse_another_past(self) -> None:
+        """Where it goes on from must stand what it handed out last: sequences of a restored stream are reused."""
+        if self._after_id is None or self._last_per_subject:
+            return
+        answer = msgspec.json.decode(
+            (
+                await self._connection.request(
+                    f"$JS.API.STREAM.MSG.GET.{self._stream}",
+                    msgspec.json.encode({"seq": self.after}),
+                    timeout=REQUEST_SECONDS,
+                )
+            ).data
+        )
+        found = answer.get("message")
+        # One that is not there may have aged out; a stream that has become shorter is seen by whoever compares heads.
+        if found is not None and _headers(base64.b64decode(found.get("hdrs", ""))).get("ce-id") != self._after_id:
+            await self.close()
+            message = f"stream {self._stream} has another past: at {self.after} stands what was not there before"
+            raise Gap(message)
 
     async def _pull(self) -> None:
         """Keep one pull ahead: the server fills it while we work on what came of the one before."""
@@ -454,6 +482,7 @@ class Follower:
                 break
             self._delivered = delivered
             self.after = sequence
+            self._after_id = (message.headers or {}).get("ce-id")
             self.pending = pending
             messages.append(Raw(message.subject, message.headers, message.data, sequence, stored_at))
         return messages

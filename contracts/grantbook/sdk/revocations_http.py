@@ -36,7 +36,7 @@ CURRENT: Final = "current"
 """First word of the comment that says that all was sent: then seconds since that was asked, since the feed heard from
 the log, and what a clock of the server's shows."""
 ABOUT: Final = "about"
-"""First word of the comment in an event that says on which subject it stands, and when the log stored it."""
+"""First word of the comment in an event: then its subject, when the log stored it, and its id there."""
 CONNECT_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 4.0
 """The stream says something each second. Without a word for so long, the connection is given up."""
@@ -80,6 +80,9 @@ class HttpRevocationFeed(Revocations):
         self._http: httpx.AsyncClient | None = None
         self._stack = AsyncExitStack()
         self._resume: Position | None = None
+        self._resume_event = ""
+        self._offset = math.inf
+        """By how much our clock was ahead of the server's at the quickest comment of this stream, in seconds."""
 
     async def _open(self) -> None:
         if self._given is not None:
@@ -125,7 +128,7 @@ class HttpRevocationFeed(Revocations):
                 self._report("the stream ended; it is resumed")
                 pause = 0.0
             except Replaced:
-                self._resume = None
+                self._resume, self._resume_event = None, ""
                 self._log_identity = None
                 self._restart("the log was replaced: starting anew")
             except (Refused, httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
@@ -143,45 +146,48 @@ class HttpRevocationFeed(Revocations):
 
     async def _read(self) -> None:
         """Read one stream to its end. Raises `Replaced`, `Refused`, `Unavailable` and httpx's errors."""
-        parameters: dict[str, str] = {}
         headers = self._headers | {"Accept": "text/event-stream"}
         if self._resume is None:
-            parameters["lookback"] = f"{math.ceil(self._keep.total_seconds())}s"
+            parameters = {"lookback": f"{math.ceil(self._keep.total_seconds())}s"}
             # What was known stays in force until the stream is read: a restart never allows what was denied.
             self._building = Denials(self._keep.total_seconds())
         else:
             headers["Last-Event-ID"] = str(self._resume)
+            parameters = {"event": self._resume_event} if self._resume_event else {}
         stream = self._client().stream(
             "GET", f"{self._base}{STREAM}", params=parameters, headers=headers, follow_redirects=False
         )
+        self._offset = math.inf
         async with stream as response:
             self._check(response)
-            offset = math.inf
             event = Sent()
             async for line in _lines(response):
-                if not line:
+                if line:
+                    self._hear(line, event)
+                else:
                     self._apply(event)
                     event = Sent()
-                    continue
-                field, _, value = line.partition(b":")
-                value = value.removeprefix(b" ")
-                match field:
-                    case b"id":
-                        event.id = value.decode()
-                    case b"event":
-                        event.type = value.decode()
-                    case b"data":
-                        event.data.append(value)
-                    case b"":
-                        word, _, rest = value.decode().partition(" ")
-                        if word == ABOUT:
-                            event.about = rest
-                        elif word == CURRENT:
-                            offset = self._take_proof(rest, offset)
-                        else:
-                            self._report(f"the server says: {value.decode()[:200]}")
-                    case _:
-                        pass  # `retry`, which is ours to choose, and what may come
+
+    def _hear(self, line: bytes, event: Sent) -> None:
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        match field:
+            case b"id":
+                event.id = value.decode()
+            case b"event":
+                event.type = value.decode()
+            case b"data":
+                event.data.append(value)
+            case b"":
+                word, _, rest = value.decode().partition(" ")
+                if word == ABOUT:
+                    event.about = rest
+                elif word == CURRENT:
+                    self._take_proof(rest)
+                else:
+                    self._report(f"the server says: {value.decode()[:200]}")
+            case _:
+                pass  # `retry`, which is ours to choose, and what may come
 
     def _check(self, response: httpx.Response) -> None:
         status = response.status_code
@@ -195,17 +201,16 @@ class HttpRevocationFeed(Revocations):
         message = f"{self._base} answers {status}"
         raise Unavailable(message)
 
-    def _take_proof(self, text: str, offset: float) -> float:
-        """All was sent. The least difference seen between the server's clock and ours, in seconds.
+    def _take_proof(self, text: str) -> None:
+        """All was sent.
 
         What was read late, from some buffer, proves nothing about now: it is as old as it came later than the quickest.
         """
         asked_ago, heard_ago, server = map(float, text.split()[:3])
         now = time.monotonic()
-        offset = min(offset, now - server)
-        self._proven(server + offset - asked_ago, server + offset - heard_ago)
+        self._offset = min(self._offset, now - server)
+        self._proven(server + self._offset - asked_ago, server + self._offset - heard_ago)
         self._report(None)
-        return offset
 
     def _apply(self, sent: Sent) -> None:
         if not sent.id:
@@ -220,11 +225,11 @@ class HttpRevocationFeed(Revocations):
         self._log_identity = position.identity
         if not sent.type:  # the place that the stream starts from
             if not known:
-                self._resume, self._log_sequence = position, position.sequence
+                self._resume, self._resume_event, self._log_sequence = position, "", position.sequence
             return
         if known:
             return
-        subject, _, stored_at = sent.about.partition(" ")
+        subject, stored_at, event_id = sent.about.split(" ", 2)
         raw = Raw(
             subject,
             {"ce-type": sent.type, "ce-id": sent.id},
@@ -233,7 +238,7 @@ class HttpRevocationFeed(Revocations):
             datetime.fromisoformat(stored_at).astimezone(UTC),
         )
         denials.apply(raw, now)
-        self._resume, self._log_sequence = position, position.sequence
+        self._resume, self._resume_event, self._log_sequence = position, event_id, position.sequence
         self._took(1, raw, now)
 
 

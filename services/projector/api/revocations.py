@@ -111,6 +111,7 @@ class EventStream(ASGIStreamingResponse):
 async def stream(
     request: Request[Any, Any, State],
     after: FromQuery[str | None] = None,
+    event: FromQuery[str | None] = None,
     lookback: FromQuery[str | None] = None,
 ) -> EventStream:
     """Follow the revocations of grants and clients, and the cut-offs of users.
@@ -118,8 +119,9 @@ async def stream(
     From the position in the header `Last-Event-ID`, else from that in `after`, else from as long ago as `lookback` says
     (`90d`, `3600s`), else from now on. Each second a comment comes: `current`, where everything that the log has was
     sent, with the seconds since that was asked, since the feed heard from the log, and the server's own clock; else why
-    that cannot be said. A comment in an event, `about`, has its subject and when the log stored it. The stream may end
-    at any time: resume it with the last `id` received.
+    that cannot be said. A comment in an event, `about`, has its subject, when the log stored it, and its id there. The
+    stream may end at any time: resume it with the last `id` received. With that event's id in `event` it is a 400 where
+    another stands there now, in a log that was restored.
     """
     streams: OpenStreams = request.app.state.streams
     reads: Reads = request.app.state.reads
@@ -142,6 +144,8 @@ async def stream(
     if resume is not None or after is not None:
         name, text = ("Last-Event-ID", resume) if resume is not None else ("after", after or "")
         start = _position(name, text, head=start)
+        if event is not None and not await _stands(log, start.sequence, event):
+            raise invalid_parameter("event", "the id of the event at that position")
     elif lookback is not None:
         length = span("lookback", lookback)
         try:
@@ -198,6 +202,14 @@ def _position(name: str, text: str, *, head: positions.Position) -> positions.Po
     return position
 
 
+async def _stands(log: LogReader, sequence: int, event_id: str) -> bool:
+    try:
+        found = await log.at_on_leader(sequence)
+    except Unavailable as error:
+        raise unavailable("the log cannot be reached") from error
+    return found is not None and (found.headers or {}).get("ce-id") == event_id
+
+
 async def _events(reads: Reads, start: positions.Position, streams: OpenStreams) -> AsyncGenerator[bytes, None]:
     # The first `id` goes without an event: a caller that loses the connection before one still resumes from here.
     yield b"retry: %d\nid: %s\n\n" % (RECONNECT_MILLISECONDS, str(start).encode())
@@ -244,7 +256,8 @@ async def _is_same_log(log: LogReader, start: positions.Position, follower: Foll
 
 def _event(raw: Raw, identity: str) -> bytes:
     position = positions.Position("log", identity, raw.sequence)
-    about = f": {ABOUT} {raw.subject} {wire.rfc3339(raw.stored_at)}"
+    id_ = "".join((raw.headers or {}).get("ce-id", "").split())
+    about = f": {ABOUT} {raw.subject} {wire.rfc3339(raw.stored_at)} {id_}"
     try:
         type_, data = raw.recorded().type, raw.data
     except wire.Malformed:
