@@ -125,7 +125,11 @@ class Feed:
 
     async def next(self) -> Prepared | None:
         """The next batch, or None when nothing came for a while. Waits while NATS is away. Raises `Halt`."""
-        raws = await self._follower.next(WAIT_SECONDS)
+        raws: Sequence[Raw]
+        try:
+            raws = await self._follower.next(WAIT_SECONDS)
+        except Gap:
+            raws = []  # restored, or another stream: that it does not go on from the checkpoint is seen, and said, below
         if self._until is not None:
             raws = [each for each in raws if each.sequence <= self._until]
         self._tell_trouble(self._follower.trouble)
