@@ -129,7 +129,7 @@ class Feed:
         try:
             raws = await self._follower.next(WAIT_SECONDS)
         except Gap:
-            raws = []  # restored, or another stream: that it does not go on from the checkpoint is seen, and said, below
+            raws = []  # restored, or another stream: that it is not the checkpoint's is seen, and said, below
         if self._until is not None:
             raws = [each for each in raws if each.sequence <= self._until]
         self._tell_trouble(self._follower.trouble)
