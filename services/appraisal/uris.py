@@ -22,13 +22,15 @@ MAX_DECODINGS: Final = 3
 
 FOREIGN_SCHEMES: Final = frozenset(
     """
-    about acap android-app blob brave cap chrome chrome-extension chrome-search chrome-untrusted cid data dav
-    devtools dict dns ecmascript edge externalfile feed file filesystem finger ftp ftps geo gopher hcp iax icap
-    im imap info intent ipp ipps irc irc6 ircs itms-services jar javascript jdbc jscript ldap ldaps livescript
-    mailserver mailto mhtml mid mk mms mocha moz-extension ms-help ms-its ms-msdt ms-officecmd news nfs nntp
-    opera pop pres prospero res resource rlogin rsync rtmp rtsp safari-extension sftp shell shttp sip sips smb
-    sms snmp ssh svn tel telnet tftp tip turn turns unknown urn vbs vbscript view-source vnc wais web-extension
-    ws wss wyciwyg x-javascript xmpp z39.50
+    about acap android-app applescript blob brave cap chrome chrome-error chrome-extension chrome-search
+    chrome-untrusted cid data dav devtools dict dns ecmascript edge externalfile feed file filesystem finger ftp
+    ftps geo googlechrome googlechromes gopher hcp iax icap im imap info intent ipp ipps irc irc6 ircs
+    isolated-app itms-services jar javascript jdbc jscript ldap ldaps livescript mailserver mailto mhtml
+    microsoft-edge mid mk mms mocha moz-extension ms-appinstaller ms-browser-extension ms-help ms-its ms-msdt
+    ms-officecmd ms-settings news nfs nntp opera pop pres prospero res resource rlogin rsync rtmp rtsp
+    safari-extension safari-web-extension search search-ms sftp shell shttp sip sips smb sms snmp ssh svn tel
+    telnet tftp tip turn turns unknown urn vbs vbscript view-source vnc wais web-extension ws wss wyciwyg
+    x-javascript xmpp z39.50
     """.split()  # noqa: SIM905  as a list it would fill two pages
 )
 """Schemes that a browser runs or reads, or that belong to another protocol: none is the web's or an app's own."""

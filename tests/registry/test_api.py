@@ -293,10 +293,10 @@ class TestLimited:
         assert (await reader.state()).last == before
 
     async def test_a_large_registration_counts_as_several(self, http: Http) -> None:
-        """Operators: what fills the log is bytes. One of a source's two requests is not enough for 8 KiB."""
-        large = PUBLIC | {"unknown": "a" * 8_192}
+        """Operators: what fills the log is bytes. One of a source's two requests is not enough for 2 KiB."""
+        large = PUBLIC | {"unknown": "a" * 2_048}
         assert (await http.post(REGISTER, json=large)).status_code == 429
-        assert (await http.post(REGISTER, json=PUBLIC | {"unknown": "a" * 4_096})).status_code == 201
+        assert (await http.post(REGISTER, json=PUBLIC | {"unknown": "a" * 1_024})).status_code == 201
         assert (await http.post(REGISTER, json=PUBLIC)).status_code == 429
 
     async def test_admins_and_the_identity_provider_are_not_limited(self, http: Http) -> None:
@@ -380,3 +380,12 @@ async def test_an_admin_takes_a_subscriber_that_is_gone_off_the_list(http: Http,
     assert [each.receipt.instance for each in await read_receipts(nats)] == ["host-2"]
     answer = await http.delete(path, headers=as_("admin"))
     assert (answer.status_code, answer.json()["code"]) == (404, "subscriber_not_found")
+
+
+async def test_a_body_that_is_encoded_is_refused_as_such(http: Http) -> None:
+    """Agents: RFC 9110 section 8.4, not a complaint about JSON that they did send."""
+    answer = await http.post(
+        REGISTER, content=b"\x1f\x8b", headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    )
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    assert answer.json()["error"] == "invalid_request"
