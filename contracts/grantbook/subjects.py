@@ -36,6 +36,8 @@ FANOUT: Final = "grantbook_fanout"
 """Bucket of the fan-out: the lease of the one registry that does it, and how far it got."""
 SUBSCRIBERS: Final = "grantbook_subscribers"
 """Bucket of how far each token service has applied the feed."""
+SSF: Final = "grantbook_ssf"
+"""Bucket of the streams that receivers of Shared Signals set up, made by the transmitter."""
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _KEY: Final = re.compile(r"~[A-Za-z0-9_-]{43}\Z")

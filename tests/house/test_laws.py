@@ -15,6 +15,7 @@ ROOMS = {
     "appraisal": ROOT / "services" / "appraisal",
     "registry": ROOT / "services" / "registry",
     "projector": ROOT / "services" / "projector",
+    "transmitter": ROOT / "services" / "transmitter",
     "deploy": ROOT / "deploy",
 }
 MAY_IMPORT = {
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "appraisal": {"grantbook"},
     "registry": {"grantbook", "door", "appraisal"},
     "projector": {"grantbook", "door", "appraisal"},
+    "transmitter": {"grantbook", "door"},
     "deploy": {"grantbook", "door", "appraisal", "registry", "projector"},
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager"}
