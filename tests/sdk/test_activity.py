@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from nats.aio.client import Client
 
 from deploy.dev import processes
 from deploy.dev.processes import Product, Service
+from deploy.dev.servers import free_port
 from grantbook import subjects
 from grantbook.events import ActivityRecorded, Window
 from grantbook.sdk.activity import ActivityReporter
@@ -215,10 +217,100 @@ async def test_closing_sends_what_is_left_and_says_what_it_could_not(taking: Tak
     assert TOKEN not in repr(reporter) + repr(heard)
 
 
+async def test_a_busy_service_sends_a_report_a_second_and_not_one_a_call(taking: Taking) -> None:
+    """Operators: what comes while a report is under way waits for the next, however fast Grantbook answers."""
+    async with ActivityReporter(taking.url, TOKEN, flush_seconds=0.5) as reporter:
+        started = time.monotonic()
+        while time.monotonic() - started < 1.2:
+            reporter.report("c", "g", "tool_call")
+            await asyncio.sleep(0.001)
+        assert 1 <= len(taking.bodies) <= 3
+    assert reporter.counters.recorded == reporter.counters.reported
+
+
+async def test_an_error_of_anybody_else_stops_no_reports(taking: Taking) -> None:
+    """Agents and auditors: a mistake in what hears of losses, or in a client that was brought, costs nothing else."""
+
+    def tell(uses: int, why: str) -> None:
+        raise RuntimeError(why)
+
+    class Breaking(httpx.AsyncClient):
+        broken = True
+
+        async def post(self, *args: Any, **more: Any) -> httpx.Response:
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("no response for you")
+            return await super().post(*args, **more)
+
+    async with (
+        Breaking() as http,
+        ActivityReporter(taking.url, TOKEN, flush_seconds=0.01, on_loss=tell, http=http) as reporter,
+    ):
+        reporter.report("", "g", "tool_call")
+        reporter.report("c", "g", "sleep")
+        reporter.report("c", "g", "tool_call", at=datetime(1969, 12, 31, tzinfo=UTC))
+        reporter.report("c", "g", "refresh", expires_at=datetime.max.replace(tzinfo=UTC))
+        reporter.report("c\u00a0é", "g", "tool_call")
+        await settled(reporter)
+    assert (reporter.counters.recorded, reporter.counters.lost) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [("ftp://x", TOKEN), ("x", TOKEN), ("", TOKEN), ("https://x?y", TOKEN), ("https://x", ""), ("https://x", "a\nb")],
+)
+def test_what_no_request_can_be_sent_with_is_refused(url: str, sent: str) -> None:
+    """Operators: a typing error is heard of at the start; and no error says the token."""
+    with pytest.raises(ValueError, match=r"base_url|idp_token") as refused:
+        ActivityReporter(url, sent)
+    assert not sent or sent not in str(refused.value)
+
+
+async def test_closing_does_not_sit_out_a_long_wait(taking: Taking) -> None:
+    """Operators: a service that stops while Grantbook asked for patience tries once more, and loses nothing."""
+    taking.answers = [(503, {"Retry-After": "60"})]
+    async with ActivityReporter(taking.url, TOKEN, flush_seconds=0.01) as reporter:
+        reporter.report("c", "g", "tool_call")
+        async with asyncio.timeout(SECONDS):
+            while not reporter.counters.retries:
+                await asyncio.sleep(0.01)
+    assert (reporter.counters.recorded, reporter.counters.lost) == (1, 0)
+
+
+async def test_a_report_that_never_went_is_not_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Auditors: doubt is said where there is one, and not of a server that nobody could reach."""
+    monkeypatch.setattr("grantbook.sdk.activity.ONCE_SECONDS", 0.0)
+    made = Taking()
+    port = free_port()
+    async with ActivityReporter(f"http://127.0.0.1:{port}", TOKEN, flush_seconds=0.01) as reporter:
+        reporter.report("c", "g", "tool_call")
+        async with asyncio.timeout(SECONDS):
+            while not reporter.counters.retries:
+                await asyncio.sleep(0.01)
+        async with await asyncio.start_server(made.answer, "127.0.0.1", port):
+            await settled(reporter)
+    assert (reporter.counters.recorded, reporter.counters.doubtful) == (1, 0)
+
+
 @pytest.fixture
 def product(tmp_path: Path) -> Iterator[Product]:
     with processes.servers(tmp_path) as servers:
         yield servers
+
+
+@pytest.fixture
+def registry(product: Product) -> Iterator[Service]:
+    made = Service(product, "registry", "serve")
+    made.start()
+    made.wait_ready()
+    yield made
+    made.kill()  # one that was stopped hears nothing else
+
+
+def signalled(service: Service, number: signal.Signals) -> None:
+    assert service._process is not None
+    service._process.send_signal(number)
 
 
 async def windows(log: Client) -> list[Window]:
@@ -233,12 +325,15 @@ async def windows(log: Client) -> list[Window]:
 
 
 @pytest.mark.timeout(90)
-async def test_a_registry_that_is_killed_loses_and_doubles_nothing(product: Product) -> None:
-    """Auditors: every use that was reported around a crash of the registry is in the log, once."""
-    service = Service(product, "registry", "serve")
-    await asyncio.to_thread(service.start)
-    await asyncio.to_thread(service.wait_ready)
-    url = f"http://127.0.0.1:{service.port}"
+async def test_a_registry_that_is_killed_or_hangs_loses_and_doubles_nothing(
+    product: Product, registry: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Auditors: every use that was reported around a crash of the registry is in the log, once.
+
+    One that hangs records, when it goes on, also what was given up and sent again meanwhile.
+    """
+    monkeypatch.setattr("grantbook.sdk.activity.REPORT_SECONDS", 0.3)
+    url = f"http://127.0.0.1:{registry.port}"
     log = await connect(product.nats_url, name="test")
     idp = {"Authorization": f"Bearer {product.tokens['idp']}"}
     async with httpx.AsyncClient(base_url=url, timeout=SECONDS) as http:
@@ -255,19 +350,30 @@ async def test_a_registry_that_is_killed_loses_and_doubles_nothing(product: Prod
             answer = await http.post(f"/idp/v1/clients/{client}/grants", json=grant, headers=idp)
             assert answer.status_code == 201
     async with ActivityReporter(url, product.tokens["idp"], flush_seconds=0.02) as reporter:
-        for round_ in range(120):
+        for round_ in range(160):
             for number in range(20):
                 reporter.report(client, f"g{number}", "tool_call")
             if round_ in {40, 80}:
-                service.kill()
-                await asyncio.to_thread(service.start)
+                registry.kill()
+                await asyncio.to_thread(registry.start)
+            if round_ == 119:
+                await asyncio.to_thread(registry.wait_ready)
+                await settled(reporter)
+                frozen = reporter.counters.retries
+                signalled(registry, signal.SIGSTOP)
             await asyncio.sleep(0.01)  # the pace of calls
+        async with asyncio.timeout(SECONDS):
+            while reporter.counters.retries < frozen + 2:
+                await asyncio.sleep(0.01)
+        signalled(registry, signal.SIGCONT)
         reporter.report(client, "nobody", "tool_call")
-        await asyncio.to_thread(service.wait_ready)
         await settled(reporter)
         counters = reporter.counters
-    assert (counters.reported, counters.recorded, counters.rejected, counters.lost) == (2_401, 2_400, 1, 0)
+    assert (counters.reported, counters.recorded, counters.rejected, counters.lost) == (3_201, 3_200, 1, 0)
     assert counters.retries > 0
-    assert sum(each.count for each in await windows(log)) == 2_400
+    found = await windows(log)
+    assert sum(each.count for each in found) == 3_200
+    assert all(each.first_at <= each.last_at for each in found)
+    # What waited for the registry is one line with the time of its first use and of its last.
+    assert any(each.count > 1 and each.first_at < each.last_at for each in found)
     await log.close()
-    await asyncio.to_thread(service.stop)

@@ -185,11 +185,14 @@ class Issuer:
         self.status = 200
         self.body = json.dumps(KEYS).encode()
         self.url = ""
+        self.held = asyncio.Event()
+        self.held.set()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
             self.fetches += 1
+            await self.held.wait()
             head = f"HTTP/1.1 {self.status} x\r\nLocation: /other\r\nContent-Length: {len(self.body)}\r\n"
             writer.write(head.encode() + b"Connection: close\r\n\r\n" + self.body)
             await writer.drain()
@@ -263,4 +266,31 @@ async def test_without_keys_nobody_is_let_in_and_it_is_said_why(
     monkeypatch.setattr(tokens, "KEEP_SECONDS", 0.0)
     with pytest.raises(KeysUnavailable):
         await asking.verify(token())
+    await asking.aclose()
+
+
+async def test_an_issuer_that_hangs_holds_up_nobody_with_a_known_key(issuer: Issuer) -> None:
+    """Agents: while the issuer is in trouble, calls are as fast as ever; and however many, it is asked once."""
+    asking = verifier(keys=None, jwks_url=issuer.url)
+    await asking.verify(token())
+    kept = asking._keys
+    assert isinstance(kept, tokens._FetchedKeys)
+    kept._fetched_at -= 2 * tokens.REFRESH_SECONDS
+    kept._tried_at -= tokens.COOL_DOWN_SECONDS + 1.0
+    issuer.held.clear()
+    for _ in range(100):
+        assert (await asking.verify(token())).client_id == "c"
+    async with asyncio.timeout(SECONDS):
+        while issuer.fetches < 2:
+            await asyncio.sleep(0.01)
+    unknown = asyncio.create_task(asking.verify(token(kid="nobody")))
+    leaving = asyncio.create_task(asking.verify(token(kid="nobody")))
+    done, _ = await asyncio.wait((unknown, leaving), timeout=0.1)
+    assert not done
+    leaving.cancel()  # who does not wait takes the fetch from nobody
+    issuer.held.set()
+    with pytest.raises(TokenRefused, match="none of the issuer's"):
+        await unknown
+    assert issuer.fetches == 2
+    assert time.monotonic() - kept._fetched_at < SECONDS
     await asking.aclose()

@@ -3,8 +3,9 @@
     app = RevocationMiddleware(app, feed=feed, verifier=verifier)
 
 A request without a token that verifies, or whose grant has ended, is answered 401 (RFC 6750 section 3) and never
-reaches the application. What the token says is in `scope["grantbook.access"]`, an `Access`. Answers that go on for
-long, event streams and sockets, end soon after their token was revoked or has expired.
+reaches the application. What the token says is in `scope["grantbook.access"]`, an `Access`, and in frameworks that know
+`request.state` also in `request.state.grantbook_access`. Answers that go on for long, event streams and sockets, end
+soon after their token was revoked or has expired. Needs `pip install 'grantbook[tokens]'`.
 """
 
 import asyncio
@@ -14,10 +15,12 @@ from typing import Any, Final, Protocol
 
 from grantbook.sdk.revocations import Revocations
 from grantbook.sdk.tasks import end
-from grantbook.sdk.tokens import Access, KeysUnavailable, TokenRefused
+from grantbook.sdk.tokens import LEEWAY_SECONDS, Access, KeysUnavailable, TokenRefused
 
 ACCESS: Final = "grantbook.access"
 """Where in the scope the `Access` of the request is."""
+STATE: Final = "grantbook_access"
+"""Where it is in the scope's `state`."""
 RECHECK_SECONDS: Final = 1.0
 """Default of how soon a long answer ends after its token was revoked."""
 MAX_HEADER_BYTES: Final = 20_000
@@ -97,6 +100,9 @@ class RevocationMiddleware:
             return
         if self._activity is not None:
             self._activity.report(access.client_id, access.grant_id, "tool_call")
+        # Layers without and within share the state, so it is written to; the scope itself is a copy for those within.
+        state = scope.setdefault("state", {})
+        state[STATE] = access
         await self._let_through(access, {**scope, ACCESS: access}, receive, send)
 
     def _is_protected(self, path: str) -> bool:
@@ -107,44 +113,41 @@ class RevocationMiddleware:
         if token is None:
             raise _NoToken
         access = await self._verifier.verify(token)
-        if not self._counts(access):
+        if self._is_revoked(access):
             raise TokenRefused("its grant has ended")
         return access
 
-    def _counts(self, access: Access) -> bool:
-        revoked = self._feed.is_revoked(access.client_id, access.grant_id, access.user_id, access.issued_at)
-        return not revoked and self._clock() < access.expires_at
+    def _is_revoked(self, access: Access) -> bool:
+        return self._feed.is_revoked(access.client_id, access.grant_id, access.user_id, access.issued_at)
+
+    def _counts_still(self, access: Access) -> bool:
+        return self._clock() < access.expires_at + LEEWAY_SECONDS and not self._is_revoked(access)
 
     async def _let_through(self, access: Access, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, and end its answer if the token stops counting meanwhile."""
-        begun = ended = False
-
-        async def sending(message: Message) -> None:
-            nonlocal begun, ended
-            if message["type"] in {"http.response.start", "websocket.accept"}:
-                begun = True
-            if message["type"] == "websocket.close" or (
-                message["type"] == "http.response.body" and not message.get("more_body", False)
-            ):
-                ended = True
-            await send(message)
-
-        running = asyncio.ensure_future(self._app(scope, receive, sending))
+        answer = _Answer(send)
+        running = asyncio.ensure_future(self._app(scope, receive, answer.send))
         try:
             while not running.done():
                 await asyncio.wait((running,), timeout=self._recheck_seconds)
-                if not running.done() and not ended and not self._counts(access):
-                    await end(running)
-                    if not begun:
-                        await self._refuse(scope, receive, send, 401, "invalid_token")
-                    elif scope["type"] == "websocket":
-                        await send({"type": "websocket.close", "code": CLOSE_POLICY})
-                    # Else the server cuts the connection, as it does for an answer that was not finished.
-                    return
+                if not running.done() and not answer.ended and not self._counts_still(access):
+                    answer.cut_off = True
+                    break
         finally:
             if not running.done():
                 await end(running)
-        await running
+                if not running.cancelled():
+                    running.exception()  # what it raised as it was ended is nobody's concern, and not logged as lost
+        if not answer.cut_off:
+            await running
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": CLOSE_POLICY})
+        elif not answer.begun:
+            await self._refuse(scope, receive, send, 401, "invalid_token")
+        elif answer.of_events:
+            # Events have an end of their own: a client that connects again is told why.
+            await send({"type": "http.response.body", "body": b""})
+        # Else the server cuts the connection, so that nobody takes a part for the whole.
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, status: int, error: str | None) -> None:
         if scope["type"] == "websocket":
@@ -174,6 +177,32 @@ class RevocationMiddleware:
         return f"Bearer {', '.join(parts)}".strip()
 
 
+class _Answer:
+    """What the application has sent so far."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+        self.ended = False
+        self.of_events = False
+        self.cut_off = False
+
+    async def send(self, message: Message) -> None:
+        """Send on, but for what the application still says as it is ended."""
+        if self.cut_off:
+            return
+        kind = message["type"]
+        if kind in {"http.response.start", "websocket.accept"}:
+            self.begun = True
+            self.of_events = _is_of_events(message.get("headers", ()))
+        # A socket that is refused with an answer has nothing left to end either.
+        if kind in {"websocket.close", "websocket.http.response.start"} or (
+            kind == "http.response.body" and not message.get("more_body", False)
+        ):
+            self.ended = True
+        await self._send(message)
+
+
 class _NoToken(Exception):
     """The request has no bearer token, or something else."""
 
@@ -188,6 +217,10 @@ def bearer_token(scope: Scope) -> str | None:
     if scheme.lower() != b"bearer" or not token or not token.isascii() or b" " in token:
         return None
     return token.decode("ascii")
+
+
+def _is_of_events(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name.lower() == b"content-type" and b"text/event-stream" in value.lower() for name, value in headers)
 
 
 def _is_quotable(text: str) -> bool:

@@ -21,6 +21,8 @@ import jwt
 import msgspec
 from msgspec import Struct
 
+from grantbook.sdk.tasks import end
+
 ALGORITHMS: Final = ("ES256", "ES384", "RS256", "PS256", "EdDSA")
 TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})
 LEEWAY_SECONDS: Final = 5.0
@@ -215,7 +217,7 @@ class _FetchedKeys:
         self._url = url
         self._http = http
         self._own: httpx.AsyncClient | None = None
-        self._fetching = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
         self._known: Sequence[_Key] = ()
         self._fetched_at = -math.inf
         self._tried_at = -math.inf
@@ -223,30 +225,42 @@ class _FetchedKeys:
     async def find(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
         """The key of that id. Fetches at most once in `COOL_DOWN_SECONDS`. Raises `KeysUnavailable`."""
         found = _chosen(self._known, kid, algorithm)
-        if found is None or time.monotonic() - self._fetched_at > REFRESH_SECONDS:
-            async with self._fetching:
-                await self._refresh()
-            found = _chosen(self._known, kid, algorithm)
+        now = time.monotonic()
+        if found is None or now - self._fetched_at > REFRESH_SECONDS:
+            # Tried lately and in vain: tokens of keys that are known do not wait for an issuer that hangs.
+            may_wait = found is None or now - self._tried_at > REFRESH_SECONDS
+            fetching = self._begun(now)
+            if fetching is not None and (may_wait or now - self._fetched_at > KEEP_SECONDS):
+                await asyncio.wait((fetching,))  # the fetch goes on for the others when this caller is cancelled
+                found = _chosen(self._known, kid, algorithm)
         if time.monotonic() - self._fetched_at > KEEP_SECONDS:
             raise KeysUnavailable("the issuer's keys cannot be fetched")
         return found
 
     async def aclose(self) -> None:
         """Let go of the client, if it is ours."""
+        if self._fetching is not None:
+            await end(self._fetching)
         if self._own is not None:
             await self._own.aclose()
 
+    def _begun(self, now: float) -> asyncio.Task[None] | None:
+        """The one fetch under way, begun here unless the last was a moment ago."""
+        if self._fetching is not None and not self._fetching.done():
+            return self._fetching
+        if now - self._tried_at < (COOL_DOWN_SECONDS if self._known else FIRST_SECONDS):
+            return None
+        self._tried_at = now
+        self._fetching = asyncio.create_task(self._refresh(), name="grantbook keys of the issuer")
+        return self._fetching
+
     async def _refresh(self) -> None:
-        pause = COOL_DOWN_SECONDS if self._known else FIRST_SECONDS
-        if time.monotonic() - self._tried_at < pause:
-            return
-        self._tried_at = time.monotonic()
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 body = await self._fetch()
             fetched = _usable(msgspec.json.decode(body))
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError):
-            return  # what is known still counts, for a while
+        except Exception:  # noqa: BLE001  whatever the issuer answers: what is known still counts, for a while
+            return
         if fetched:
             self._known, self._fetched_at = fetched, time.monotonic()
 
@@ -256,10 +270,12 @@ class _FetchedKeys:
         http = self._http or self._own
         assert http is not None
         body = b""
-        async with http.stream("GET", self._url, follow_redirects=False) as answer:
+        # As it is: a few compressed bytes may be many.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        async with http.stream("GET", self._url, headers=headers, follow_redirects=False) as answer:
             if answer.status_code != 200:
                 raise ValueError("the issuer's keys are not there")
-            async for chunk in answer.aiter_bytes():
+            async for chunk in answer.aiter_raw():
                 body += chunk
                 if len(body) > MAX_KEY_SET_BYTES:
                     raise ValueError("the issuer's key set is too large")
