@@ -3,14 +3,14 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help up test test-faults test-browser test-agents test-fuzz fuzz flood fuzz-uris lint types bench lock clean
+.PHONY: help up demo test test-faults test-browser test-agents test-fuzz fuzz flood fuzz-uris lint types bench lock clean
 
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 LOCK := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
-TYPED := $(wildcard contracts services deploy tests benchmarks)
+TYPED := $(wildcard contracts services deploy examples tests benchmarks)
 
 # A .venv whose Python is gone (moved, upgraded away) is made anew.
 $(shell test -x $(BIN)/python || rm -f .venv/*.stamp)
@@ -20,6 +20,9 @@ help: ## Print this
 
 up: .venv/up.stamp .venv/editable.stamp ## Start everything at http://127.0.0.1:8080; Ctrl-C stops it; data is kept in .grantbook
 	@exec $(BIN)/python -m deploy.dev up
+
+demo: .venv/demo.stamp .venv/editable.stamp ## Start everything, an identity provider and an MCP server beside it, and say what to try
+	@exec $(BIN)/python -m deploy.dev demo
 
 test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (under three minutes)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not faults and not browser and not agents and not fuzz"
@@ -79,6 +82,11 @@ clean: ## Delete the data of `make up` and all caches; .venv itself stays
 	@$(PIP) install --require-hashes -r $<
 	@touch $@
 
+.venv/demo.stamp: requirements/demo.txt | .venv/made.stamp
+	@echo 'Installing $<'
+	@$(PIP) install --require-hashes -r $<
+	@touch $@
+
 .venv/dev.stamp: requirements/dev.txt | .venv/made.stamp
 	@echo 'Installing $<'
 	@$(PIP) install --require-hashes -r $<
@@ -86,6 +94,6 @@ clean: ## Delete the data of `make up` and all caches; .venv itself stays
 
 # Either lock brings the build backend, so nothing is fetched here.
 .venv/editable.stamp: pyproject.toml | .venv/made.stamp
-	@test -e .venv/dev.stamp || $(MAKE) -s --no-print-directory .venv/up.stamp
+	@test -e .venv/dev.stamp || test -e .venv/demo.stamp || $(MAKE) -s --no-print-directory .venv/up.stamp
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

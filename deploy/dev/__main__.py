@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from deploy.dev import demo as all_three
 from deploy.dev import up as all_in_one
 from deploy.dev.servers import ServerFailed
 
@@ -40,6 +41,27 @@ def up(host: str, port: int, data: Path, quiet: bool) -> None:  # noqa: FBT001  
     try:
         sys.exit(all_in_one.run(host=host, port=port, data=data, quiet=quiet))
     except (ServerFailed, all_in_one.CannotStart) as error:
+        click.secho(f"grantbook: {error}", err=True, fg="red")
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65_535), default=8080, show_default=True, help="Grantbook's port.")
+@click.option("--idp-port", type=click.IntRange(1, 65_535), default=8090, show_default=True, help="The provider's.")
+@click.option("--mcp-port", type=click.IntRange(1, 65_535), default=8095, show_default=True, help="The MCP server's.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".grantbook"),
+    show_default=True,
+    help="Where everything is kept between runs.",
+)
+@click.option("--quiet", is_flag=True, help="Do not print what to try next.")
+def demo(port: int, idp_port: int, mcp_port: int, data: Path, quiet: bool) -> None:  # noqa: FBT001  click hands it so
+    """Start everything, and beside it an identity provider and an MCP server that use it; Ctrl-C stops all."""
+    try:
+        all_three.run(data.resolve(), all_three.Ports(port, idp_port, mcp_port), quiet=quiet)
+    except all_three.DemoFailed as error:
         click.secho(f"grantbook: {error}", err=True, fg="red")
         sys.exit(1)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,11 +74,20 @@ def running(folder: Path) -> Iterator[int]:
     assert process.returncode == 0
 
 
-def test_the_tour_of_the_readme_works(folder: Path, running: int) -> None:
-    """Strangers: every command of the tour does what the page says."""
+def tour_of_the_readme() -> str:
+    return (ROOT / "README.md").read_text().partition("## Tour")[2].partition("\n## ")[0]
+
+
+def recipes() -> str:
+    return (ROOT / "docs" / "identity-providers.md").read_text()
+
+
+@pytest.mark.parametrize("page", [tour_of_the_readme, recipes])
+def test_every_command_of_a_page_works(folder: Path, running: int, page: Callable[[], str]) -> None:
+    """Strangers: every command does what the page says, and leaves nothing behind."""
     assert running
-    tour = (ROOT / "README.md").read_text().partition("## Tour")[2].partition("\n## ")[0]
-    blocks = BLOCK.findall(tour)
+    blocks = BLOCK.findall(page())
+    before = {each.name for each in folder.iterdir()}
     script = "\n".join(text for kind, text in blocks if kind == "sh")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
@@ -89,6 +98,7 @@ def test_the_tour_of_the_readme_works(folder: Path, running: int) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert {each.name for each in folder.iterdir()} == before
     printed = iter(done.stdout.splitlines())
     for line in (line for kind, text in blocks if kind == "text" for line in text.splitlines()):
         pattern = line if "*" in line else line.replace("[", "[[]")

@@ -1,0 +1,1 @@
+"""A reference deployment: an identity provider and an MCP server that use Grantbook. Run it with `make demo`."""
