@@ -6,7 +6,8 @@ SHELL := /bin/sh
 .PHONY: help up demo test test-faults test-browser test-agents test-fuzz fuzz flood fuzz-uris lint types bench lock clean
 
 PYTHON ?= python3
-WORKERS ?= 2
+# More than cores: much of what tests do is wait for servers.
+WORKERS ?= 4
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 LOCK := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links

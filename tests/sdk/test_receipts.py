@@ -92,6 +92,16 @@ async def test_a_receipt_over_http_is_of_who_it_says_and_well_formed(served: Ser
     assert (await served.http.put(path, content=receipts.encode(good), headers=headers)).status_code == 403
 
 
+async def test_an_empty_list_is_read_at_once(log: Client) -> None:
+    """Protects the status page of whoever has no subscriber yet from waiting for one."""
+    async with asyncio.timeout(1.0):
+        assert await read_receipts(log) == []
+    await put_receipt(log, Receipt(name="mail", instance="one", state="fresh"))
+    await take_receipt_away(log, "mail", "one")
+    async with asyncio.timeout(1.0):
+        assert await read_receipts(log) == []
+
+
 async def test_a_subscriber_that_dies_stays_on_the_list(log: Client, nats_url: str) -> None:
     """Protects an admin from a list that looks complete because somebody is missing."""
     feed = RevocationFeed(nats_url, LIFETIME, subscriber="mail", instance="one")

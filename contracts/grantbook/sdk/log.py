@@ -79,7 +79,7 @@ class SourceState(Struct, frozen=True):
 
 
 class StreamState(Struct, frozen=True):
-    """What a stream says of itself. Sequences are inclusive; an empty stream has `first` = `last` + 1."""
+    """What a stream says of itself. Sequences are inclusive; an empty stream has `first` = `last` + 1, a new one 0."""
 
     name: str
     now: datetime

@@ -16,7 +16,7 @@ from grantbook.sdk.log import REQUEST_SECONDS, LogReader, Unavailable
 
 MAX_SUBSCRIBERS: Final = 10_000
 """Most subscribers that are read at once; admins remove those that are gone for good."""
-READ_SECONDS: Final = 5.0
+READ_SECONDS: Final = 2.0
 
 TOGETHER_SECONDS: Final = 0.02
 """Applications within so long of each other are told as one, at the time of the last."""
@@ -112,7 +112,7 @@ async def read_receipts(connection: Client) -> list[Received]:
     found: list[Received] = []
     async with LogReader(connection, subjects.bucket_stream(subjects.SUBSCRIBERS)) as reader:
         state = await reader.state()
-        if state.last < state.first:
+        if state.last == 0 or state.last < state.first:  # never written to, or empty again
             return found
         every = [subjects.bucket_subjects(subjects.SUBSCRIBERS)]
         async with reader.follow(0, every, last_per_subject=True) as follower:
