@@ -37,6 +37,7 @@ test-browser: .venv/dev.stamp .venv/editable.stamp ## Run the tests that ask a b
 test-agents: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test-agents: .venv/dev.stamp .venv/editable.stamp ## Run the tests with real agents of npm
 	npm ci --prefix tests/agents --ignore-scripts --no-audit --no-fund --loglevel=error
+	npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund --loglevel=error
 	$(BIN)/python -m pytest -q -m agents
 
 test-fuzz: .venv/dev.stamp .venv/editable.stamp ## Run 5,000 hostile inputs, and a flood of 20,000 registrations

@@ -9,25 +9,35 @@ import jsonschema
 import msgspec
 import pytest
 
-from grantbook import events, schema, sealed, wire
+from grantbook import events, schema, sealed, subjects, wire
 from grantbook.events import EVENT_TYPES
+from grantbook.schema.__main__ import examples
 from tests.contracts.examples import EXAMPLES
 
 FOLDER = Path(schema.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs" / "events.md"
 GOLDEN = Path(__file__).with_name("golden")
 COMMON = {"type", "at", "by", "caused_by"}
+DOCUMENTS = schema.documents(examples(GOLDEN))
+GATES = {
+    "client.suspended": "clientGate",
+    "client.resumed": "clientGate",
+    "client.deleted": "clientGate",
+    "grant.revoked": "grantGate",
+    "user.grants_revoked": "userGate",
+}
+"""All that the feed has, and where."""
 
 
-@pytest.mark.parametrize("name", schema.documents())
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_generated_files_are_not_stale(name: str) -> None:
     """Protects readers in other languages from files of yesterday: `python -m grantbook.schema` writes them anew."""
-    assert (FOLDER / name).read_text(encoding="utf-8") == schema.documents()[name]
+    assert (FOLDER / name).read_text(encoding="utf-8") == DOCUMENTS[name]
 
 
 def test_nothing_else_lies_beside_the_generated_files() -> None:
     """Protects from a generated file that is no longer generated."""
-    assert {each.name for each in FOLDER.glob("*.json")} == set(schema.documents())
+    assert {each.name for each in FOLDER.glob("*.json")} == set(DOCUMENTS)
 
 
 def validator() -> jsonschema.Draft202012Validator:
@@ -60,7 +70,7 @@ def references(value: Any) -> list[str]:
 
 def test_every_reference_leads_somewhere() -> None:
     """Protects generators of code, which stop at the first dead reference."""
-    for name in schema.documents():
+    for name in DOCUMENTS:
         found = references(json.loads((FOLDER / name).read_text()))
         assert found
         for reference in found:
@@ -70,18 +80,76 @@ def test_every_reference_leads_somewhere() -> None:
                 target = target[part]
 
 
-def test_the_channels_are_the_subjects() -> None:
+@pytest.mark.parametrize(
+    ("file", "types"), [(schema.ASYNCAPI_FILE, set(EVENT_TYPES)), (schema.FEED_FILE, set(GATES))], ids=["log", "feed"]
+)
+def test_the_channels_are_the_subjects(file: str, types: set[str]) -> None:
     """Protects readers who subscribe to what AsyncAPI says."""
-    document = json.loads((FOLDER / schema.ASYNCAPI_FILE).read_text())
-    assert document["asyncapi"] == "3.0.0"
-    assert set(document["components"]["messages"]) == set(EVENT_TYPES)
-    for type_, event in EXAMPLES.items():
-        subject = wire.subject_of(event)
+    document = json.loads((FOLDER / file).read_text())
+    assert document["asyncapi"] == "3.1.0"
+    assert set(document["components"]["messages"]) == types
+    for type_ in types:
+        subject = wire.subject_of(EXAMPLES[type_])
         [channel] = [each for each in document["channels"].values() if type_ in each["messages"]]
         assert re.fullmatch(re.sub(r"\\{\w+\\}", "[^.]+", re.escape(channel["address"])), subject)
         assert set(re.findall(r"\{(\w+)\}", channel["address"])) == set(channel["parameters"])
-    followed = {each["channel"]["$ref"].rpartition("/")[2] for each in document["operations"].values()}
-    assert followed == set(document["channels"])
+    for name, channel in document["channels"].items():
+        [operation] = [each for each in document["operations"].values() if each["channel"]["$ref"].endswith(f"/{name}")]
+        assert {each["$ref"] for each in operation["messages"]} == {
+            f"#/channels/{name}/messages/{type_}" for type_ in channel["messages"]
+        }
+
+
+def test_the_feed_has_the_gates_and_nothing_else() -> None:
+    """Protects token services from waiting for what never comes, and others from what they should not see."""
+    document = json.loads((FOLDER / schema.FEED_FILE).read_text())
+    assert {type_: name for name, channel in document["channels"].items() for type_ in channel["messages"]} == GATES
+    addresses = {re.sub(r"\{\w+\}", "*", each["address"]) for each in document["channels"].values()}
+    assert addresses == set(subjects.GATES)
+    assert {each["x-jetstream"]["stream"] for each in document["operations"].values()} == {subjects.REVOCATIONS}
+    assert not [each for each in references(document) if not each.startswith("#/")]
+
+
+def resolved(document: dict[str, Any], value: Any) -> Any:
+    """With what its references lead to in their places."""
+    if isinstance(value, list):
+        return [resolved(document, each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "$ref" not in value:
+        return {name: resolved(document, each) for name, each in value.items()}
+    file, _, path = value["$ref"].partition("#")
+    target = root = json.loads((FOLDER / file).read_text()) if file else document
+    for part in path.removeprefix("/").split("/"):
+        target = target[part]
+    return resolved(root, target)
+
+
+@pytest.mark.parametrize("file", [schema.ASYNCAPI_FILE, schema.FEED_FILE])
+def test_the_examples_are_golden_and_fit(file: str) -> None:
+    """Protects people who begin with the example: it is what stands in logs, and the schemas beside it take it."""
+    document = json.loads((FOLDER / file).read_text())
+    for type_, message in document["components"]["messages"].items():
+        headers = json.loads((GOLDEN / f"{type_}.headers.json").read_text())
+        subject = headers.pop("subject")
+        [example] = message["examples"]
+        assert example["payload"] == json.loads((GOLDEN / f"{type_}.json").read_text())
+        source = example["headers"].pop(wire.STREAM_SOURCE_HEADER, None)
+        assert example["headers"] == headers
+        whole = resolved(document, message)
+        payload = jsonschema.Draft202012Validator(whole["payload"].get("schema", whole["payload"]))
+        payload.validate(example["payload"])
+        spoiled = {"at": 7, "by": None, "type": "client.frozen"}
+        assert not [name for name, bad in spoiled.items() if payload.is_valid(example["payload"] | {name: bad})]
+        described = jsonschema.Draft202012Validator(whole["headers"])
+        if file == schema.FEED_FILE:
+            assert source is not None
+            assert wire.position_in_log(source) > 0
+            assert source.endswith(f" {subject}")
+            assert not described.is_valid(headers)
+            headers |= {wire.STREAM_SOURCE_HEADER: source}
+        described.validate(headers)
+        assert not described.is_valid(headers | {"ce-type": "client.frozen"})
 
 
 def section(type_: str) -> str:
