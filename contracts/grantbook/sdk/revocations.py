@@ -326,8 +326,8 @@ class Revocations(ABC):
             due.clear()
             try:
                 await self._put_receipt(self._receipt())
-            except Unavailable as error:
-                self._observer.receipt_failed(str(error))
+            except Exception as error:  # noqa: BLE001  whatever it is, the next receipt may go
+                self._observer.receipt_failed(str(error) or repr(error))
             await asyncio.sleep(RECEIPT_SECONDS)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(due.wait(), receipts.HEARTBEAT_SECONDS - RECEIPT_SECONDS)
