@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar, assert_never
 
+import msgspec
 from msgspec import Struct
 
 from grantbook import subjects, wire
@@ -168,6 +169,22 @@ class Log:
         """Record events that each stand on a subject of their own that has none yet; None where it has one now."""
         appends = (self._append(self._message(each, {}, None), each, since=0) for each in events)
         return list(await asyncio.gather(*appends))
+
+    async def record_together(self, events: Sequence[GrantRevoked]) -> int | None:
+        """Record the ends of grants that have none yet, out of the way of what people record. Where the last stands.
+
+        None when not all were recorded, or nobody knows: `record_all` finds out for each, and none is recorded twice.
+        Raises `Contended` and the `AppendFailed`s.
+        """
+        if self.replaced is not None:
+            raise Contended(self.replaced)
+        # What an end expects of its gate, that there is nothing, is enough to keep it from being stored twice: ids for
+        # the server to remember, for the whole duplicate window, would be hundreds of megabytes there.
+        messages = [msgspec.structs.replace(self._message(each, {}, None), id="") for each in events]
+        position = await self._commit.together(messages)
+        if position is not None:
+            self.newest = max(self.newest, (position, messages[-1].headers["ce-id"]))
+        return position
 
     async def is_still_the_same(self) -> bool:
         """Whether the log has what was appended from here, as it stood. Raises `Unavailable`."""

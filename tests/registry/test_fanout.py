@@ -6,15 +6,16 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import pytest
 from nats.aio.client import Client
 
 from grantbook import subjects, wire
-from grantbook.events import CLIENT_DELETED, GrantRevoked, UserGrantsRevoked
+from grantbook.events import CLIENT_DELETED, GrantExtended, GrantIssued, GrantRevoked, UserGrantsRevoked
 from grantbook.sdk.log import LogReader
 from grantbook.sdk.tasks import end
 from registry import clients, grants, lease, store
 from registry.buckets import Bucket
-from registry.fanout import Fanout
+from registry.fanout import Checkpoint, Fanout, UnderWay
 from registry.store import Log
 from tests.registry.conftest import new_id
 from tests.registry.given import ADMIN, BY_ADMIN, ISSUED, REGISTERED
@@ -54,11 +55,11 @@ def revocations(recorded: list[wire.Recorded]) -> list[GrantRevoked]:
 
 async def given_grants(log: Log, client: str, number: int, *, expires_at: datetime = LATER) -> None:
     await log.record_new(msgspec.structs.replace(REGISTERED, client_id=client))
-    issued = [
+    proposed = [
         msgspec.structs.replace(ISSUED, client_id=client, grant_id=f"{client}-g{each}", at=now(), expires_at=expires_at)
         for each in range(number)
     ]
-    assert None not in await log.record_all(issued)
+    assert None not in await log.record_all(proposed)
 
 
 async def delete(log: Log, client: str) -> None:
@@ -113,6 +114,103 @@ async def test_a_fan_out_that_was_cut_off_is_finished_by_another(nats: Client, l
     async with fanning_out(nats, log, "b"):
         recorded = await until(lambda all_: len(revocations(all_)) >= 3_000, reader)
     assert len({each.grant_id for each in revocations(recorded)}) == len(revocations(recorded)) == 3_000
+
+
+async def saved(nats: Client) -> Checkpoint | None:
+    async with Bucket(nats, subjects.FANOUT, new_id=new_id) as bucket:
+        entry = await bucket.get("checkpoint")
+    return None if entry is None or entry.value is None else msgspec.json.decode(entry.value, type=Checkpoint)
+
+
+async def save(nats: Client, checkpoint: Checkpoint) -> None:
+    async with Bucket(nats, subjects.FANOUT, new_id=new_id) as bucket:
+        assert await bucket.put("checkpoint", msgspec.json.encode(checkpoint), revision=0) is not None
+
+
+async def issued(reader: LogReader) -> list[str]:
+    return [each.event.grant_id for each in await everything(reader) if isinstance(each.event, GrantIssued)]
+
+
+async def half_done(reader: LogReader, client: str, grant_id: str) -> Checkpoint:
+    """A checkpoint that says that the client's deletion is under way, and done up to where this grant was issued."""
+    recorded = await everything(reader)
+    deletion = next(each for each in recorded if each.type == "client.deleted")
+    record = next(each for each in recorded if each.subject == subjects.grant_record(client, grant_id))
+    identity = (await reader.state()).identity
+    return Checkpoint(identity, 0, under_way=UnderWay(deletion.position, deletion.id, record.position))
+
+
+async def test_a_fan_out_says_how_far_it_got_inside_a_deletion(nats: Client, log: Log, reader: LogReader) -> None:
+    """Operators: a registry that is restarted in the middle of a million grants leaves a second of work to do again."""
+    await given_grants(log, "c1", 3_000)
+    await delete(log, "c1")
+    async with fanning_out(nats, log, "a", pace_per_second=1_000), asyncio.timeout(DEADLINE_SECONDS):
+        while (found := await saved(nats)) is None or found.under_way is None:
+            await asyncio.sleep(0.05)
+    recorded = await everything(reader)
+    records = {each.subject: each for each in recorded if each.type == "grant.issued"}
+    ended = {wire.subject_of(each) for each in revocations(recorded)}
+    done = [each for each in records.values() if each.position <= found.under_way.reached]
+    assert done
+    assert all(each.subject.removesuffix("record") + "gate" in ended for each in done)
+
+
+async def test_what_was_done_of_a_deletion_is_not_looked_at_again(nats: Client, log: Log, reader: LogReader) -> None:
+    """Operators: who takes over goes on from where the other was."""
+    await given_grants(log, "c1", 100)
+    await delete(log, "c1")
+    all_of_them = await issued(reader)
+    await save(nats, await half_done(reader, "c1", all_of_them[59]))
+    async with fanning_out(nats, log, "b"):
+        recorded = await until(lambda all_: len(revocations(all_)) >= 40, reader)
+    assert [each.grant_id for each in revocations(recorded)] == all_of_them[60:]
+
+
+async def test_a_log_that_was_restored_is_fanned_out_from_its_start(nats: Client, log: Log, reader: LogReader) -> None:
+    """Auditors: ends that a restore took away are written again, though the checkpoint counts them."""
+    await given_grants(log, "c1", 100)
+    await delete(log, "c1")
+    all_of_them = await issued(reader)
+    found = await half_done(reader, "c1", all_of_them[59])
+    await save(nats, msgspec.structs.replace(found, newest=150, newest_id="of an end that is not there any more"))
+    async with fanning_out(nats, log, "b"):
+        recorded = await until(lambda all_: len(revocations(all_)) >= 100, reader)
+    assert len({each.grant_id for each in revocations(recorded)}) == len(revocations(recorded)) == 100
+
+
+async def test_a_grant_that_was_extended_gets_one_event(nats: Client, log: Log, reader: LogReader) -> None:
+    """Auditors: a grant that would have lapsed as it was issued stood by its refreshes, and is ended once."""
+    await given_grants(log, "c1", 2, expires_at=now() - timedelta(days=1))
+    for expires_at in (LATER, LATER + timedelta(days=30)):
+
+        def refreshed(state: grants.Holding, expires_at: datetime = expires_at) -> GrantExtended | None:
+            two_days_ago = now() - timedelta(days=2)
+            return grants.extend(state, cut_off_position=0, expires_at=expires_at, at=two_days_ago, by=ADMIN)
+
+        assert (await log.transact(store.holding("c1", "c1-g0"), refreshed)).event is not None
+    async with fanning_out(nats, log, "a"):
+        await delete(log, "c1")
+        await given_grants(log, "c2", 1)
+        await delete(log, "c2")
+        recorded = await until(lambda all_: any(each.client_id == "c2" for each in revocations(all_)), reader)
+    assert [each.grant_id for each in revocations(recorded)] == ["c1-g0", "c2-g0"]
+
+
+@pytest.mark.parametrize("number", [5, 50])
+async def test_ends_recorded_together_are_never_recorded_twice(log: Log, reader: LogReader, number: int) -> None:
+    """Auditors: somebody who ends a grant just as the fan-out does is the one whom the log names."""
+    await given_grants(log, "c1", number)
+    ends = [
+        GrantRevoked(client_id="c1", grant_id=f"c1-g{each}", user_id="ada", reason="user", at=now(), by=ADMIN)
+        for each in range(number)
+    ]
+    await log.record_new(ends[2])
+    assert await log.record_together(ends) is None
+    stored = await log.record_all(ends)
+    assert stored[2] is None
+    recorded = revocations(await everything(reader))
+    assert len({each.grant_id for each in recorded}) == len(recorded) == number
+    assert await log.record_together(ends) is None
 
 
 async def test_one_registry_at_a_time_does_it(nats: Client, log: Log, reader: LogReader) -> None:
