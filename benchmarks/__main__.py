@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import os
-import platform
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -14,54 +14,34 @@ from typing import Final
 import click
 import msgspec
 import nats
-from msgspec import Struct
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import http_load, raw
+from benchmarks import fanout, http_load, raw, revocations
+from benchmarks.figures import Figure, machine, show
 from benchmarks.seed import seed
 from deploy.dev import processes
 from grantbook import subjects
 from grantbook.sdk.log import LogReader
-from grantbook.sdk.revocations import RevocationFeed
 
 CONNECTIONS: Final = 64
 GRANTS_IN_REPORTS: Final = 1_000
 REPORT_ENTRIES: Final = 1_000
 POLL_SECONDS: Final = 0.02
-LOOK_SECONDS: Final = 0.000_5
-"""How often a token service looks whether it denies yet; spinning would take one of the machine's cores away."""
 PROJECTION_SECONDS: Final = 300.0
 LIFETIME: Final = timedelta(hours=1)
 
 console: Final = Console(stderr=True)
 
 
-class Figure(Struct, frozen=True):
-    """One line: what was measured, the raw limit beside it, and the bar."""
-
-    what: str
-    measured: float
-    unit: str
-    limit: float
-    limit_is: str
-    bar: str
-    met: bool | None
-
-    @property
-    def ratio(self) -> float:
-        """Measured by limit; for times, how many raw ones it takes."""
-        return self.measured / self.limit
-
-
 @click.command()
 @click.option("--seconds", default=8.0, show_default=True, help="Length of each load.")
 @click.option("--events", default=100_000, show_default=True, help="Mixed events to project and rebuild.")
 @click.option("--rounds", default=300, show_default=True, help="Revocations to time until they are denied.")
+@click.option("--grants", default=1_000_000, show_default=True, help="Of the client that is deleted; 0 leaves it out.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
 )
-def main(seconds: float, events: int, rounds: int, json_file: Path | None) -> None:
+def main(seconds: float, events: int, rounds: int, grants: int, json_file: Path | None) -> None:
     """Measure Grantbook beside the raw limits of NATS and Postgres on this machine.
 
     Every acknowledged write is on disk. Services run as processes of their own; the load shares the machine with them.
@@ -69,39 +49,49 @@ def main(seconds: float, events: int, rounds: int, json_file: Path | None) -> No
     with tempfile.TemporaryDirectory(prefix="grantbook-bench-") as folder:
         place = Path(folder)
         sync = raw.disk_sync_milliseconds(place)
-        with processes.servers(place) as servers:
-            servers.environment["GRANTBOOK_REGISTRATION_LIMIT"] = "off"  # what is measured is not how we refuse
-            servers.environment["GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE"] = "off"
+        with limitless(place / "one") as servers:
             figures = asyncio.run(measure(servers, seconds, events, rounds))
-    machine = (
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, disk sync {sync:.2f} ms"
-    )
-    table = Table(title=f"Grantbook on {machine}")
-    for column, justify in (
-        ("what", "left"),
-        ("measured", "right"),
-        ("raw limit", "right"),
-        ("ratio", "right"),
-        ("bar", "left"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for each in figures:
-        mark = "" if each.met is None else "  met" if each.met else "  MISSED"
-        table.add_row(
-            each.what,
-            f"{each.measured:,.1f} {each.unit}" if each.unit == "ms" else f"{each.measured:,.0f} {each.unit}",
-            f"{each.limit:,.1f} ({each.limit_is})" if each.unit == "ms" else f"{each.limit:,.0f} ({each.limit_is})",
-            f"{each.ratio:.2f}",
-            each.bar + mark,
-        )
-    Console(width=140).print(table)
+        say("a million revocations in memory")
+        figures += revocations.in_memory()
+        with limitless(place / "nodes", nodes=3) as servers:
+            figures += asyncio.run(through_a_loss(servers, rounds))
+        if grants:
+            say(f"deleting a client with {grants} grants")
+            with limitless(place / "fanout") as servers:
+                figures += asyncio.run(fanout.fanout(servers, grants=grants))
+    machine_ = machine(sync)
+    show(f"Grantbook on {machine_}", figures)
     if json_file is not None:
         report = {
-            "machine": machine,
+            "machine": machine_,
             "disk_sync_ms": sync,
             "figures": [msgspec.to_builtins(each) | {"ratio": each.ratio} for each in figures],
         }
         json_file.write_text(json.dumps(report, indent=2) + "\n")
+
+
+@contextmanager
+def limitless(folder: Path, *, nodes: int = 1) -> Iterator[processes.Product]:
+    """Servers whose registries refuse no registration for coming too fast: that is not what is measured."""
+    folder.mkdir()
+    with processes.servers(folder, nodes=nodes) as servers:
+        servers.environment["GRANTBOOK_REGISTRATION_LIMIT"] = "off"
+        servers.environment["GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE"] = "off"
+        yield servers
+
+
+async def through_a_loss(servers: processes.Product, rounds: int) -> list[Figure]:
+    """Revocations on three nodes, and through the loss of the one that leads the log."""
+    connection = await nats.connect(servers.environment["GRANTBOOK_NATS_URL"].split(","))
+    try:
+        deliveries = await raw.deliveries(connection, rounds, replicas=len(servers.nats))
+    finally:
+        await connection.close()
+    with processes.service(servers, "registry", "serve") as port:
+        say("revocations until they are denied, on three nodes")
+        figures = await revocations.delays(servers, port, rounds, deliveries)
+        say("the same through the loss of a node")
+        return figures + await revocations.loss(servers, port)
 
 
 async def measure(servers: processes.Product, seconds: float, events: int, rounds: int) -> list[Figure]:
@@ -119,7 +109,7 @@ async def measure(servers: processes.Product, seconds: float, events: int, round
             say("activity over HTTP")
             figures += await activity(servers, port, seconds, appends)
             say("revocations until they are denied")
-            figures += await revocations(servers, port, rounds, deliveries)
+            figures += await revocations.delays(servers, port, rounds, deliveries)
         say(f"seeding {events} events")
         async with LogReader(connection, subjects.LOG) as log:
             await seed(connection, events=events)
@@ -186,51 +176,6 @@ async def activity(servers: processes.Product, port: int, seconds: float, append
     assert not load.failed, f"{load.failed} reports failed"
     entries = load.rate * REPORT_ENTRIES
     return [Figure("activity over HTTP, entries", entries, "/s", appends, "atomic batches of 100", "", None)]
-
-
-async def revocations(servers: processes.Product, port: int, rounds: int, deliveries: list[float]) -> list[Figure]:
-    """From sending an admin's revocation to the moment at which a token service denies."""
-    client = post(port, "/auth/connect/register", {"redirect_uris": ["http://localhost/callback"]}, None)["client_id"]
-    expires_at = (datetime.now(UTC) + LIFETIME).isoformat()
-    times = []
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    async with RevocationFeed(servers.nats_url, LIFETIME) as feed:
-        for number in range(rounds):
-            grant = {
-                "grant_id": f"r{number}",
-                "user_id": "ada",
-                "username": "ada",
-                "scopes": [],
-                "expires_at": expires_at,
-            }
-            path = f"/idp/v1/clients/{client}/grants"
-            writer.write(http_load.request("POST", path, json.dumps(grant).encode(), servers.tokens["idp"]))
-            assert await http_load.answer(reader) == 201
-            issued_at = datetime.now(UTC)
-            assert not feed.is_revoked(client, f"r{number}", "ada", issued_at)
-            path = f"/admin/v1/clients/{client}/grants/r{number}/revoke"
-            started = time.perf_counter()
-            writer.write(http_load.request("POST", path, b"{}", servers.tokens["admin"]))
-            answered = asyncio.create_task(http_load.answer(reader))
-            while not feed.is_revoked(client, f"r{number}", "ada", issued_at):
-                await asyncio.sleep(LOOK_SECONDS)
-            times.append((time.perf_counter() - started) * 1_000)
-            assert await answered == 204
-    writer.close()
-    times.sort()
-    half, most = len(times) // 2, int(len(times) * 0.99)
-    return [
-        Figure("revoke to denied, p50", times[half], "ms", deliveries[half], "publish to push consumer", "", None),
-        Figure(
-            "revoke to denied, p99",
-            times[most],
-            "ms",
-            deliveries[most],
-            "publish to push consumer",
-            "<= 25 ms",
-            times[most] <= 25,
-        ),
-    ]
 
 
 def projection(servers: processes.Product, head: int, pulls: float, inserts: float) -> list[Figure]:

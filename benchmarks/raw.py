@@ -94,12 +94,12 @@ async def inserts(database_url: str) -> float:
         await connection.close()
 
 
-async def deliveries(nats: Client, rounds: int) -> list[float]:
+async def deliveries(nats: Client, rounds: int, *, replicas: int = 1) -> list[float]:
     """Milliseconds from publishing a durable message to its arrival at a push consumer, sorted."""
     js = nats.jetstream()
     await nats.request(
         "$JS.API.STREAM.CREATE.RAWFEED",
-        msgspec.json.encode({"name": "RAWFEED", "subjects": ["rawfeed"], "storage": "file"}),
+        msgspec.json.encode({"name": "RAWFEED", "subjects": ["rawfeed"], "storage": "file", "num_replicas": replicas}),
         timeout=ANSWER_SECONDS,
     )
     arrived = asyncio.Event()
