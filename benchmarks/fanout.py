@@ -42,7 +42,7 @@ BATCH: Final = 500
 SMALL_CLIENTS: Final = 45
 """Clients with one grant that are deleted, to compare with."""
 WARM_CLIENTS: Final = 5
-"""More of these, just before the one with all the grants."""
+"""More of these, just before the one with all the grants. That one has no median: see `LARGE_CLIENTS`."""
 LARGE_CLIENTS: Final = 9
 """Clients that are deleted beside the one with all the grants: one deletion alone has no median."""
 LARGE_SHARE: Final = 100
@@ -450,7 +450,6 @@ class Run:
         async with RevocationFeed(self._servers.nats_url, TOKEN_LIFETIME) as feed:
             await _ready(feed)
             for number in range(SMALL_CLIENTS, SMALL_CLIENTS + WARM_CLIENTS):
-                # The first after a pause pays for the pause: that is not what is compared.
                 it.small.append(await delete(self._admin, feed, f"{SMALL}-{number}"))
             self._others.times = it.during
             started = time.perf_counter()
