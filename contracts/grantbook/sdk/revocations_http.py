@@ -147,6 +147,9 @@ class HttpRevocationFeed(Revocations):
     async def _read(self) -> None:
         """Read one stream to its end. Raises `Replaced`, `Refused`, `Unavailable` and httpx's errors."""
         headers = self._headers | {"Accept": "text/event-stream"}
+        if not self._resume_event:
+            # A place without an event proves nothing of a log that may have been restored: better to read again.
+            self._resume = None
         if self._resume is None:
             parameters = {"lookback": f"{math.ceil(self._keep.total_seconds())}s"}
             # What was known stays in force until the stream is read: a restart never allows what was denied.
