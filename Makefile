@@ -3,7 +3,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help up demo test test-faults test-browser test-agents test-fuzz fuzz flood fuzz-uris lint types bench lock clean
+.PHONY: help up console demo test test-faults test-browser test-agents test-fuzz fuzz flood fuzz-uris lint types bench lock clean
 
 PYTHON ?= python3
 # More than cores: much of what tests do is wait for servers.
@@ -21,6 +21,9 @@ help: ## Print this
 
 up: .venv/up.stamp .venv/editable.stamp ## Start everything at http://127.0.0.1:8080; Ctrl-C stops it; data is kept in .grantbook
 	@exec $(BIN)/python -m deploy.dev up
+
+console: .venv/up.stamp .venv/editable.stamp ## Print a link that signs in to the console of `make up`
+	@$(BIN)/python -m deploy.dev link
 
 demo: .venv/demo.stamp .venv/editable.stamp ## Start everything, an identity provider and an MCP server beside it, and say what to try
 	@exec $(BIN)/python -m deploy.dev demo

@@ -46,6 +46,31 @@ def up(host: str, port: int, data: Path, quiet: bool) -> None:  # noqa: FBT001  
 
 
 @main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, envvar="GRANTBOOK_HOST", help="Address it listens on.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    default=8080,
+    show_default=True,
+    envvar="GRANTBOOK_PORT",
+    help="Port it listens on.",
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".grantbook"),
+    show_default=True,
+    help="Where everything is kept between runs.",
+)
+def link(host: str, port: int, data: Path) -> None:
+    """Print a link that signs in to the console of `up`: good once, for ten minutes."""
+    try:
+        click.echo(all_in_one.sign_in_link(data, f"http://{host}:{port}"))
+    except all_in_one.CannotStart as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
 @click.option("--port", type=click.IntRange(1, 65_535), default=8080, show_default=True, help="Grantbook's port.")
 @click.option("--idp-port", type=click.IntRange(1, 65_535), default=8090, show_default=True, help="The provider's.")
 @click.option("--mcp-port", type=click.IntRange(1, 65_535), default=8095, show_default=True, help="The MCP server's.")

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -20,8 +21,11 @@ import uvloop
 from litestar import Litestar
 from msgspec import Struct
 
+import console.app
 import projector.app
 import registry.app
+from console import links
+from console.settings import Settings as ConsoleSettings
 from deploy.dev.servers import Server, free_port, nats_server, postgres_server
 from door import front, logs, roles, serving
 from grantbook.sdk import connection
@@ -35,6 +39,7 @@ from registry.settings import Settings as RegistrySettings
 WATCH_SECONDS: Final = 0.5
 DATABASE_SECONDS: Final = 5.0
 TOKEN_ROLES: Final[tuple[roles.Role, ...]] = ("idp", "admin", "auditor", "feed", "ops")
+"""Roles that `dev.env` has a token of. The console's own token stays here: it acts for whoever is signed in."""
 MAX_LOG_BYTES: Final = 8 * 1024**3
 DISK_SHARE_OF_LOG: Final = 4
 """The log may grow to one part in so many of the disk's free room; nats-server sets it aside at once."""
@@ -54,6 +59,9 @@ class Kept(Struct):
     nats_password: str
     postgres_password: str
     tokens: dict[str, str]
+    console_token: str = ""
+    link_key: str = ""
+    """Key of the links that sign in to the console, in hex."""
 
 
 class Place(Struct, frozen=True):
@@ -126,25 +134,34 @@ def create_app(place: Place) -> Litestar:
         allow_development_tokens=True,
     )
 
+    console_settings = ConsoleSettings(
+        url=place.url,
+        registry_url=place.url,
+        projector_url=place.url,
+        token=place.kept.console_token,
+        link_key=bytes.fromhex(place.kept.link_key),
+    )
+
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             app.state.registry = await stack.enter_async_context(registry.app.running(registry_settings))
             app.state.projector = await stack.enter_async_context(projector.app.running_projector(projector_settings))
             app.state.reads = await stack.enter_async_context(projector.app.opened_reads(projector_settings))
+            await stack.enter_async_context(console.app.running(console_settings, app.state))
             yield
 
     return front.litestar_app(
-        [*registry.app.ROUTES, *projector.app.ROUTES],
+        [*registry.app.ROUTES, *projector.app.ROUTES, *console.app.ROUTES],
         name="grantbook",
         keyring=roles.load(place.tokens_file, allow_development=True),
         mint_request_id=registry.app.new_id,
         ready=registry.app.READY | projector.app.READY,
-        warn=registry.app.WARN | projector.app.WARN,
+        warn=registry.app.WARN | projector.app.WARN | console.app.WARN,
         lifespan=[lifespan, *projector.app.LIFESPANS],
-        dependencies=registry.app.DEPENDENCIES | projector.app.DEPENDENCIES,
-        answers=ANSWERS | projector.app.ANSWERS,
-        renderings=registry.app.RENDERINGS,
+        dependencies=registry.app.DEPENDENCIES | projector.app.DEPENDENCIES | console.app.DEPENDENCIES,
+        answers=ANSWERS | projector.app.ANSWERS | console.app.ANSWERS,
+        renderings=registry.app.RENDERINGS | console.app.RENDERINGS,
     )
 
 
@@ -156,7 +173,7 @@ async def _serve(host: str, port: int, place: Place, servers: list[Server], data
     except (streams.UnsafeStreams, Unavailable, db.NotReached, OSError, ValueError) as error:
         raise CannotStart(str(error)) from error
     server = serving.Server(application, host=host, port=port, on_exit=lambda: end_streams(application))
-    watching = asyncio.create_task(_watch(server, servers, place, quiet=quiet))
+    watching = asyncio.create_task(_watch(server, servers, place, data, quiet=quiet))
     try:
         await server.serve()
     finally:
@@ -169,14 +186,14 @@ async def _serve(host: str, port: int, place: Place, servers: list[Server], data
     return 0
 
 
-async def _watch(server: serving.Server, servers: list[Server], place: Place, *, quiet: bool) -> None:
+async def _watch(server: serving.Server, servers: list[Server], place: Place, data: Path, *, quiet: bool) -> None:
     """Say what to try once it serves; stop all of it when a child dies."""
     told = quiet
     while True:
         await asyncio.sleep(WATCH_SECONDS if told else 0.01)
         if server.started and not told:
             told = True
-            print(_welcome(place), flush=True)
+            print(_welcome(place, sign_in_link(data, place.url)), flush=True)
         if not all(each.alive for each in servers):
             server.stop()
 
@@ -200,13 +217,15 @@ def _keep(data: Path) -> Kept:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         data.chmod(0o700)  # one that was there may be open to others
         if file.exists():
-            return msgspec.json.decode(file.read_bytes(), type=Kept)
+            return _with_console(file, msgspec.json.decode(file.read_bytes(), type=Kept))
         kept = Kept(
             nats_port=free_port(),
             postgres_port=free_port(),
             nats_password=secrets.token_hex(16),
             postgres_password=secrets.token_hex(16),
             tokens={role: roles.new_token(role, secrets.token_bytes(32)) for role in TOKEN_ROLES},
+            console_token=roles.new_token("console", secrets.token_bytes(32)),
+            link_key=secrets.token_hex(links.KEY_BYTES),
         )
         _write_private(file, msgspec.json.format(msgspec.json.encode(kept), indent=2))
     except msgspec.MsgspecError as error:
@@ -218,10 +237,33 @@ def _keep(data: Path) -> Kept:
     return kept
 
 
+def _with_console(file: Path, kept: Kept) -> Kept:
+    """What was kept before there was a console has no token and no key for it."""
+    if not (kept.console_token and kept.link_key):
+        kept.console_token = roles.new_token("console", secrets.token_bytes(32))
+        kept.link_key = secrets.token_hex(links.KEY_BYTES)
+        _write_private(file, msgspec.json.format(msgspec.json.encode(kept), indent=2))
+    return kept
+
+
+def sign_in_link(data: Path, url: str) -> str:
+    """A link that signs in to the console, once, within ten minutes. Raises `CannotStart` before the first start."""
+    file = data / "state.json"
+    try:
+        kept = msgspec.json.decode(file.read_bytes(), type=Kept)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CannotStart(f"nothing was started in {data} yet: make up") from error
+    link = links.new_link(bytes.fromhex(kept.link_key), secrets.token_bytes(links.NONCE_BYTES), time.time())
+    return f"{url}/console/sign-in?link={link}"
+
+
 def _token_file(data: Path, kept: Kept) -> Path:
     """The hashed tokens, marked as ours: a service of its own refuses them."""
     file = data / "tokens.json"
-    entries = tuple(roles.entry(f"dev-{role}", role, kept.tokens[role]) for role in TOKEN_ROLES)
+    entries = (
+        *(roles.entry(f"dev-{role}", role, kept.tokens[role]) for role in TOKEN_ROLES),
+        roles.entry("dev-console", "console", kept.console_token),
+    )
     roles.write(file, roles.TokenFile(development=True, tokens=entries))
     return file
 
@@ -261,11 +303,13 @@ def _refuse_busy(host: str, port: int) -> None:
             raise CannotStart(message) from error
 
 
-def _welcome(place: Place) -> str:
+def _welcome(place: Place, link: str) -> str:
     return f"""
 Grantbook runs at {place.url}   (Ctrl-C stops all of it; data stays in .grantbook)
 
-  open   {place.url}/docs          every operation
+  open   {link}
+                                         the console; good once, for ten minutes; another: make console
+         {place.url}/docs          every operation
          {place.url}/readyz        whether all is well
 
   try    . .grantbook/dev.env

@@ -71,6 +71,7 @@ CODES: Final[dict[str, CodeNote]] = {
     "invalid_token": CodeNote(
         "The registration access token is not the client's", "RFC 7592; the client may also be gone. Register anew."
     ),
+    "job_not_found": CodeNote("There is no such job", "It ended long ago, or the console was started anew since."),
     "list_too_old": CodeNote(
         "The list is too old", "Too much happened since it was made, or the log is another. Make the list again."
     ),
@@ -78,7 +79,11 @@ CODES: Final[dict[str, CodeNote]] = {
     "method_not_allowed": CodeNote("The method is not allowed here", "The `Allow` header lists those that are."),
     "not_authenticated": CodeNote("A bearer token is needed", "Send `Authorization: Bearer <token>` (RFC 6750)."),
     "not_found": CodeNote("There is nothing here", "The path is none of ours; see the list of operations above."),
+    "not_from_here": CodeNote(
+        "The request is from elsewhere", "The console's pages are used from the console's pages, under its own name."
+    ),
     "not_permitted": CodeNote("The token's role may not do this", "Each path prefix has a role of its own."),
+    "not_signed_in": CodeNote("Nobody is signed in", "Sign in to the console first."),
     "not_yet_applied": CodeNote(
         "The read model has not come that far", "The position in `at_least` was not applied in time. Try again shortly."
     ),

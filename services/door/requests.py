@@ -17,7 +17,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 REQUEST_ID_HEADER: Final = "X-Request-Id"
-NOT_STORED: Final = ("/idp", "/admin", "/audit", "/auth")
+NOT_STORED: Final = ("/idp", "/admin", "/audit", "/auth", "/console")
 """Answers under these prefixes hold personal data or credentials: no cache may keep them."""
 QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines: their access lines are for debugging alone."""

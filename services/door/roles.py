@@ -26,9 +26,13 @@ from msgspec import Struct
 from door import requests
 from door.problems import Problem
 
-Role = Literal["idp", "admin", "auditor", "feed", "ops"]
+Role = Literal["idp", "admin", "auditor", "feed", "ops", "console"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
+ON_BEHALF_OF: Final = "Grantbook-On-Behalf-Of"
+"""Header in which the console names the person who asks: it has no rights of its own, only those of that person."""
+AT_CONSOLE: Final[frozenset[Role]] = frozenset({"admin", "auditor"})
+"""What a person at the console may be: whoever is let in there may read the audit too."""
 MAX_AUTHORIZATION_CHARACTERS: Final = 1_024
 MAX_TOKENS: Final = 1_000
 MAX_NAME_CHARACTERS: Final = 64
@@ -36,6 +40,7 @@ MIN_TOKEN_BYTES: Final = 32
 MAX_FILE_BYTES: Final = 1_048_576
 
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARACTERS - 1}}}\Z")
+_PERSON: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@+-]{{0,{MAX_NAME_CHARACTERS - 1}}}\Z")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
 _BEARER: Final = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*) *\Z", re.IGNORECASE)
 """RFC 6750 section 2.1: the scheme in any case (RFC 9110 section 11.1), then a b64token."""
@@ -222,6 +227,8 @@ def requires(*roles: Role) -> Guard:
         assert isinstance(keyring, Keyring)
         caller = keyring.authenticate(authorization_of(connection))
         requests.note_caller(caller.name)
+        if caller.role == "console" and caller.role not in roles:
+            caller = _person_at_console(connection, roles)
         if caller.role not in roles:
             raise Problem(403, "not_permitted", f"this needs a token of role {' or '.join(roles)}")
         connection.scope["user"] = caller
@@ -229,6 +236,18 @@ def requires(*roles: Role) -> Guard:
     guard.__doc__ = f"Role {' or '.join(roles)}."
     guard.roles = roles  # type: ignore[attr-defined]  # read by `roles_of`, for the documentation
     return guard
+
+
+def _person_at_console(connection: ASGIConnection[Any, Any, Any, Any], roles: tuple[Role, ...]) -> Caller:
+    """Whom the console asks for, in the role that the handler wants of a person. Raises a `Problem`."""
+    named = connection.headers.getall(ON_BEHALF_OF, [])
+    role = next((each for each in roles if each in AT_CONSOLE), None)
+    if role is None:
+        raise Problem(403, "not_permitted", f"this needs a token of role {' or '.join(roles)}")
+    if len(named) != 1 or not _PERSON.match(named[0]):
+        detail = f"the console acts for a person: name one in {ON_BEHALF_OF}, of letters, digits and . _ @ + -"
+        raise Problem(403, "not_permitted", detail)
+    return Caller(named[0], role)
 
 
 def roles_of(guards: object) -> tuple[Role, ...]:

@@ -58,7 +58,7 @@ def role_of(path: str) -> roles.Role | None:
 async def test_every_route_opens_to_the_role_of_its_prefix_alone(house: Litestar) -> None:
     """A route that somebody adds without a guard, or with another prefix's, would show or end grants for anybody."""
     guarded = [(method, path, role) for method, path in operations(house) if (role := role_of(path)) is not None]
-    assert {role for _, _, role in guarded} == set(roles.ROLES)
+    assert {role for _, _, role in guarded} == set(roles.ROLES) - {"console"}  # which has the rights of a person alone
     for method, path, role in guarded:
         filled = path.replace("{", "").replace("}", "")
         assert (await ask(house, filled, method=method)).status == 401, (method, path)

@@ -16,6 +16,7 @@ ROOMS = {
     "registry": ROOT / "services" / "registry",
     "projector": ROOT / "services" / "projector",
     "transmitter": ROOT / "services" / "transmitter",
+    "console": ROOT / "services" / "console",
     "deploy": ROOT / "deploy",
 }
 MAY_IMPORT = {
@@ -25,7 +26,8 @@ MAY_IMPORT = {
     "registry": {"grantbook", "door", "appraisal"},
     "projector": {"grantbook", "door", "appraisal"},
     "transmitter": {"grantbook", "door"},
-    "deploy": {"grantbook", "door", "appraisal", "registry", "projector"},
+    "console": {"grantbook", "door", "appraisal"},
+    "deploy": {"grantbook", "door", "appraisal", "registry", "projector", "console"},
 }
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager"}
 

@@ -1,0 +1,5 @@
+from typing import Final
+
+from litestar.handlers import HTTPRouteHandler
+
+ROUTES: Final[list[HTTPRouteHandler]] = []

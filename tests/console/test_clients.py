@@ -1,0 +1,95 @@
+"""The list of clients, as the server sends it."""
+
+from html import unescape
+
+import pytest
+
+from console.pages.clients import LIMITS, VIEWS
+from tests.console.conftest import Console, House
+
+
+async def test_an_empty_register_says_what_will_stand_here(console: Console) -> None:
+    """An admin on the first day: an empty table explains nothing."""
+    assert "No client has registered yet" in (await console.get("/console/clients")).text
+
+
+async def test_a_client_stands_in_a_row_with_its_host_and_its_flags_in_words(console: Console, house: House) -> None:
+    """An admin: the host, and not the name, is what can be trusted."""
+    client = await house.register("Claude", redirect_uris=["https://claude-login.example/cb"])
+    await house.grant(client)
+    page = unescape((await console.get("/console/clients")).text)
+    assert "<bdi>Claude</bdi>" in page
+    assert '<span class="host">claude-login.example</span>' in page
+    assert "known name, unknown host" in page
+    assert f'title="{client}"' in page
+    assert f'data-copy="{client}"' in page
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+async def test_every_saved_view_is_a_list(console: Console, house: House, view: object) -> None:
+    """Admins: a view that the read API refuses would be an error page behind a button."""
+    from console.rendering import address  # noqa: PLC0415  beside its use
+
+    await house.register()
+    await console.get(address("/console/clients", view.query))  # type: ignore[attr-defined]
+
+
+async def test_filters_and_order_are_in_the_address_and_stay(console: Console, house: House) -> None:
+    """Whoever sends a colleague the address of what is on the screen."""
+    await house.register("Alpha")
+    await house.register("Beta", redirect_uris=["https://beta.example/cb"])
+    page = unescape(
+        (await console.get("/console/clients?name=bet&redirect_uri=beta.ex&limit=25&sort=client_name")).text
+    )
+    assert "<bdi>Beta</bdi>" in page
+    assert "<bdi>Alpha</bdi>" not in page
+    assert 'name="name" value="bet"' in page
+    assert "/console/clients?name=bet&redirect_uri=beta.ex&sort=-client_name&limit=25" in page
+    assert 'aria-sort="ascending"' in page
+
+
+async def test_no_match_is_not_an_empty_register(console: Console, house: House) -> None:
+    """An admin who mistyped a name."""
+    await house.register()
+    assert "No client matches" in (await console.get("/console/clients?name=zzz")).text
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_pages_have_exact_totals_and_no_dead_ends(console: Console, house: House, more: int) -> None:
+    """An admin: one page has no next page, and one client more has one of one client."""
+    size = LIMITS[0]
+    for number in range(size + more):
+        await house.register(f"Agent {number}")
+    page = unescape((await console.get(f"/console/clients?limit={size}")).text)
+    assert f"1 to {size} of {size + more}" in page
+    assert ('rel="next"' in page) == bool(more)
+    if more:
+        following = page.partition('rel="next" href="')[2].partition('"')[0]
+        second = unescape((await console.get(following)).text)
+        assert f"{size + 1} to {size + 1} of {size + 1}" in second
+        assert 'rel="next"' not in second
+
+
+async def test_a_filter_that_cannot_be_is_an_error_in_words(console: Console) -> None:
+    """An admin who typed a date by hand."""
+    page = await console.get("/console/clients?created_after=yesterday", answers=400)
+    assert "created_after" in page.text
+
+
+async def test_families_are_one_row(console: Console, house: House) -> None:
+    """An admin with forty-two of the same."""
+    for _ in range(3):
+        await house.register("Claude Code", redirect_uris=["http://localhost:57470/callback"])
+    page = (await console.get("/console/families")).text
+    assert "<bdi>Claude Code</bdi> × 3" in page  # noqa: RUF001  a multiplication it is
+
+
+async def test_a_page_is_small_and_asks_for_nothing_elsewhere(console: Console, house: House) -> None:
+    """Admins on slow lines; and nobody else learns what they look at."""
+    for number in range(50):
+        await house.register(f"Agent {number}")
+    page = await console.get("/console/clients")
+    assert len(page.content) < 100_000
+    assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["cache-control"] == "no-store"
