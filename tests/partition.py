@@ -68,6 +68,9 @@ class Partition:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+            if self._server is None:  # it was cut meanwhile: this one came through behind the scissors
+                to_writer.transport.abort()
+                return
             both = {writer, to_writer}
             self._writers |= both
             try:

@@ -24,7 +24,7 @@ from door import front, health, limits, roles, sources
 from door.limits import Limits
 from grantbook import subjects
 from grantbook.sdk import connection
-from grantbook.sdk.log import LogReader, Unavailable
+from grantbook.sdk.log import LogReader, StreamState, Unavailable
 from grantbook.sdk.tasks import end
 from registry import enrolment, statements, streams
 from registry.activity import ActivityLog
@@ -134,6 +134,12 @@ class Running:
         self._highest = 0
         self._connections = 0
 
+    def compare_clocks(self, state: StreamState) -> None:
+        """Whether this process's time is the log's. While it is not, nothing is written: see `Log.clock_wrong`."""
+        self.clock_off_seconds = off = (self.register.now() - state.now).total_seconds()
+        wrong = abs(off) > MAX_CLOCK_SECONDS
+        self.register.log.clock_wrong = f"the registry's clock is {off:+.0f} s off the log's: set it" if wrong else None
+
     async def watch(self, feed: LogReader) -> None:
         """Keep an eye on the log: how full it is, and that it is still the one that was checked at the start."""
         while True:
@@ -146,7 +152,7 @@ class Running:
                 _log.exception("cannot read the log's state")
             else:
                 self.log_share = state.stored_bytes / state.max_bytes if state.max_bytes > 0 else 0.0
-                self.clock_off_seconds = (self.register.now() - state.now).total_seconds()
+                self.compare_clocks(state)
                 self.register.log.only_gates = self.log_share >= streams.FULL_SHARE
                 # A log that was restored under us has a feed of another past: what is appended would never reach it.
                 if state.identity != self.register.log_identity or state.last < self._highest:
@@ -224,6 +230,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             if policy.max_unused_clients is not None:
                 unused = Unused(log, bucket, holder=new_id(), now=now, ceiling=policy.max_unused_clients)
         run = Running(register, nats, fanout, unused)
+        run.compare_clocks(await reader.state())
         tasks = [asyncio.create_task(run.watch(feed), name="watch the log")]
         if fanout is not None:
             tasks.append(asyncio.create_task(fanout.run(), name="fan-out"))
@@ -275,8 +282,7 @@ async def log_is_reachable(state: State) -> str | None:
 async def clock_agrees(state: State) -> str | None:
     """Readiness: this process tells the time that the log does."""
     run: Running = state.registry
-    off = run.clock_off_seconds
-    return None if abs(off) <= MAX_CLOCK_SECONDS else f"the clock is {off:+.0f} s off the log's: set it"
+    return run.register.log.clock_wrong
 
 
 async def clock_drifts(state: State) -> str | None:

@@ -49,6 +49,10 @@ class Contended(Exception):
     """Others were faster in every round, or the outcome stayed unknown. Nothing is promised; come again."""
 
 
+class Halted(Contended):
+    """Nothing is appended from this process until somebody sees to it. Says why."""
+
+
 class LogFull(Exception):
     """The log takes nothing but gates any more."""
 
@@ -111,6 +115,8 @@ class Log:
         """Set while the log is so full that what is left of it is kept for suspensions, deletions and revocations."""
         self.replaced: str | None = None
         """Why nothing is appended: the log is not the one, or no longer all of the one, that was written before."""
+        self.clock_wrong: str | None = None
+        """Why nothing is appended: this process's clock is not the log's, and cut-offs would end too little."""
         self.newest: tuple[int, str] = (0, "")
         """Where the newest event stands that was appended from here, and its id. A log without it is another log."""
         self._commit = commit
@@ -176,8 +182,7 @@ class Log:
         None when not all were recorded, or nobody knows: `record_all` finds out for each, and none is recorded twice.
         Raises `Contended` and the `AppendFailed`s.
         """
-        if self.replaced is not None:
-            raise Contended(self.replaced)
+        self._refuse_where_wrong()
         # What an end expects of its gate, that there is nothing, is enough to keep it from being stored twice: ids for
         # the server to remember, for the whole duplicate window, would be hundreds of megabytes there.
         messages = [msgspec.structs.replace(self._message(each, {}, None), id="") for each in events]
@@ -185,6 +190,11 @@ class Log:
         if position is not None:
             self.newest = max(self.newest, (position, messages[-1].headers["ce-id"]))
         return position
+
+    def _refuse_where_wrong(self) -> None:
+        wrong = self.replaced or self.clock_wrong
+        if wrong is not None:
+            raise Halted(wrong)
 
     async def is_still_the_same(self) -> bool:
         """Whether the log has what was appended from here, as it stood. Raises `Unavailable`."""
@@ -202,8 +212,7 @@ class Log:
         return position
 
     async def _stored(self, message: Message, event: Event, *, since: int) -> int | None:
-        if self.replaced is not None:
-            raise Contended(self.replaced)
+        self._refuse_where_wrong()
         if self.only_gates and not isinstance(
             event, ClientSuspended | ClientResumed | ClientDeleted | GrantRevoked | UserGrantsRevoked
         ):

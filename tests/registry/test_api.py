@@ -1,9 +1,11 @@
 """The registry over HTTP, as http clients see it, on a real nats-server."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
@@ -361,12 +363,31 @@ def test_a_setting_that_is_not_understood_is_named(variable: str, value: str) ->
 @pytest.mark.parametrize(("off", "said"), [(0.5, None), (30.0, "+30"), (-30.0, "-30"), (120.0, "+120")])
 async def test_a_clock_that_is_off_is_told(off: float, said: str | None) -> None:
     """Operators: a registry that tells another time than the log is taken out before it cuts users off wrongly."""
-    run = SimpleNamespace(clock_off_seconds=off)
+    now = datetime(2026, 3, 14, tzinfo=UTC)
+    register: Any = SimpleNamespace(now=lambda: now + timedelta(seconds=off), log=SimpleNamespace(clock_wrong=None))
+    log: Any = SimpleNamespace(now=now)
+    nobody: Any = None
+    run = app.Running(register, nobody, None, None)
+    run.compare_clocks(log)
     state: Any = SimpleNamespace(registry=run)
     warned, unready = await app.clock_drifts(state), await app.clock_agrees(state)
     assert (warned is not None) is (said is not None)
     assert said is None or said in str(warned)
     assert (unready is not None) is (abs(off) > app.MAX_CLOCK_SECONDS)
+
+
+async def test_a_registry_with_a_wrong_clock_writes_nothing(http: Http) -> None:
+    """Users: a cut-off by a clock that is behind would spare tokens from before it; better another registry does it."""
+    run: app.Running = http.app.state.registry
+    # Its watch would find the clock right, and so wrong be mended: it compares with another time, too.
+    run.register = msgspec.structs.replace(run.register, now=lambda: datetime.now(UTC) - timedelta(minutes=15))
+    run.register.log.clock_wrong = "the registry's clock is -900 s off the log's: set it"
+    answer = await http.post("/admin/v1/users/u/revoke", headers=as_("admin"))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
+    assert "clock is -900 s off" in answer.json()["detail"]
+    run.register = msgspec.structs.replace(run.register, now=lambda: datetime.now(UTC))
+    run.register.log.clock_wrong = None
+    assert (await http.post("/admin/v1/users/u/revoke", headers=as_("admin"))).status_code == 204
 
 
 async def test_an_admin_takes_a_subscriber_that_is_gone_off_the_list(http: Http, nats: Client) -> None:

@@ -16,9 +16,9 @@ from nats.aio.client import Client
 from deploy.dev.servers import Server, free_port, nats_server
 from grantbook import positions, subjects, wire
 from grantbook.events import Event
-from grantbook.sdk import revocations
+from grantbook.sdk import clocks, revocations
 from grantbook.sdk.denials import Denials
-from grantbook.sdk.log import LogReader, Raw
+from grantbook.sdk.log import Gap, LogReader, Raw
 from grantbook.sdk.revocations import FeedUnavailable, RevocationFeed
 from grantbook.sdk.revocations_http import HttpRevocationFeed
 from registry import streams
@@ -364,7 +364,49 @@ def test_what_was_not_understood_is_denied_for_good() -> None:
     denials.forget(10_000.0)
     assert denials.denies("c", "g", "", None, 0)
     denials.apply(message(resumed("c")), 10_001.0)
-    assert not denials.denies("c", "g", "", None, 0)
+    assert denials.denies("c", "g", "", None, 0)
+
+
+async def test_a_follower_that_had_nothing_yet_notices_another_past(tmp_path: Path) -> None:
+    """Protects a quiet service whose log is restored from a backup, and then grows past where the service stood."""
+    async with served(tmp_path) as (server, log), LogReader(log, subjects.LOG) as reader:
+        await write(log, revoked("c", "g1"))
+        await asyncio.to_thread(server.stop)
+        shutil.copytree(tmp_path / "nats" / "jetstream", tmp_path / "backup")
+        await asyncio.to_thread(server.start)
+        [last] = await write(log, revoked("c", "g2"))
+        async with reader.follow(last) as follower:
+            assert await follower.next(0.5) == []
+            await asyncio.to_thread(server.stop)
+            shutil.rmtree(tmp_path / "nats" / "jetstream")
+            shutil.copytree(tmp_path / "backup", tmp_path / "nats" / "jetstream")
+            await asyncio.to_thread(server.start)
+            await write(log, revoked("c", "other"), revoked("c", "and one more"))
+            async def all_that_comes() -> None:
+                while True:
+                    assert await follower.next(0.5) == []
+
+            with pytest.raises(Gap, match="another past"):
+                await asyncio.wait_for(all_that_comes(), SECONDS)
+
+
+async def test_a_machine_that_slept_knows_that_time_went_by(
+    log: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects a resource on a laptop that was closed: what was proven before it slept proves nothing after."""
+    async with RevocationFeed(nats_url, LIFETIME) as feed:
+        assert feed.state == "fresh"
+        awake = clocks.now
+        monkeypatch.setattr(clocks, "now", lambda: awake() + 3_600)
+        assert feed.is_revoked("c", "g", "u", now())
+        assert feed.age > 3_000
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="Linux has it")
+def test_the_clock_counts_the_time_asleep() -> None:
+    """Protects the same, where Linux's monotonic clock would stand still."""
+    asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    assert clocks.now() - time.monotonic() == pytest.approx(asleep, abs=0.1)
 
 
 async def test_a_start_long_after_reads_only_what_still_matters(

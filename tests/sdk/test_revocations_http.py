@@ -15,6 +15,7 @@ from grantbook.sdk import revocations
 from grantbook.sdk.revocations import FeedUnavailable
 from grantbook.sdk.revocations_http import HttpRevocationFeed, Sent
 from registry import streams
+from tests.partition import Partition
 from tests.sdk.given import LIFETIME, deleted, now, resumed, revoked, suspended, user_revoked, write, write_raw
 from tests.sdk.over_http import SECONDS, TOKENS, Served, serving
 
@@ -120,15 +121,71 @@ async def test_a_server_that_is_away_is_denied_and_leaves_no_gap(log: Client) ->
         await feed.__aexit__(None, None, None)
 
 
-@pytest.mark.parametrize("token", ["", "wrong", "two\nlines", TOKENS["admin"]])
+@pytest.mark.parametrize("token", ["wrong", TOKENS["admin"]])
 async def test_a_wrong_token_is_said_at_once(served: Served, token: str) -> None:
     """Protects an operator who gave the wrong token: no minute of silence, and no token in the words."""
     started = time.monotonic()
-    with pytest.raises(FeedUnavailable, match=r"answers the feed's request with 40[13]|no request can be") as refused:
+    with pytest.raises(FeedUnavailable, match=r"answers the feed's request with 40[13]") as refused:
         async with HttpRevocationFeed(served.url, token, LIFETIME):
             pass
     assert time.monotonic() - started < 5
+    assert token not in str(refused.value)
+
+
+@pytest.mark.parametrize("token", ["", "two\nlines", "gb_feed_ключ", "a b", "a\x7f"])
+def test_a_token_that_none_is_is_refused_without_being_repeated(token: str) -> None:
+    """Protects a token that was read wrongly, with a line break at its end, say: it is in no message and no log."""
+    with pytest.raises(ValueError, match="characters that no token has") as refused:
+        HttpRevocationFeed("http://127.0.0.1:1", token, LIFETIME)
     assert not token or token not in str(refused.value)
+
+
+class Slow(Partition):
+    """Passes everything on, a second later."""
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def read() -> None:
+            while chunk := await reader.read(65_536):
+                waiting.put_nowait((loop.time() + 1.0, chunk))
+
+        async def write() -> None:
+            while True:
+                at, chunk = await waiting.get()
+                await asyncio.sleep(at - loop.time())
+                writer.write(chunk)
+
+        reading, writing = asyncio.create_task(read()), asyncio.create_task(write())
+        try:
+            await reading
+        finally:
+            writing.cancel()
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_slow_path_is_never_taken_for_a_fresh_one(served: Served, *, own: bool) -> None:
+    """Protects a resource behind a line or a proxy that is late by always the same: all that comes looks in time."""
+    port = int(served.url.rpartition(":")[2])
+    async with Slow(port) as path, httpx.AsyncClient(timeout=60) as client:
+        feed = HttpRevocationFeed(
+            f"http://127.0.0.1:{path.port}",
+            TOKENS["feed"],
+            LIFETIME,
+            max_staleness=timedelta(seconds=1),
+            http=None if own else client,
+        )
+        async with feed:
+            await write(served.log, deleted("c"))
+            current = asyncio.create_task(feed.wait_until_current(SECONDS))
+            while not current.done():
+                assert feed.state != "fresh"
+                assert feed.age > 1
+                await asyncio.sleep(0.01)
+            await current
+            feed._when_stale = "allow"
+            assert denied(feed)
 
 
 async def test_a_redirect_is_not_followed() -> None:

@@ -79,6 +79,7 @@ async def opened(served: Served, **asked: Any) -> AsyncIterator[Receiver]:
         assert answer.headers["cache-control"] == "no-store"
         receiver = Receiver(answer)
         async with asyncio.timeout(SECONDS):
+            assert (await anext(receiver._lines)).startswith(": began ")
             assert await anext(receiver._lines) == f"retry: {revocations.RECONNECT_MILLISECONDS}"
             field, _, receiver.last_id = (await anext(receiver._lines)).partition(": ")
         assert field == "id"
@@ -159,6 +160,9 @@ async def test_what_is_not_understood_is_sent_all_the_same(served: Served) -> No
         sent = await receiver.next()
         assert (sent.event, sent.data) == ("client.frozen", {"a": 1, "b": 2})
         await write_raw(served.log, subjects.client_gate("c"), "client.deleted", b"\n\nevent: client.resumed\n\n")
+        sent = await receiver.next()
+        assert (sent.event, sent.data) == ("malformed", {"subject": subjects.client_gate("c")})
+        await write_raw(served.log, subjects.client_gate("c"), " ", b"{}")  # no reader would see it without a type
         sent = await receiver.next()
         assert (sent.event, sent.data) == ("malformed", {"subject": subjects.client_gate("c")})
 

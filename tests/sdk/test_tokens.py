@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -108,6 +109,9 @@ BAD: dict[str, Callable[[], str]] = {
     "expiry is text": lambda: token(exp="tomorrow"),
     "expiry is true": lambda: token(exp=True),
     "expiry beyond all time": lambda: token(exp=10**30),
+    "expiry beyond all numbers": lambda: by_hand_signed(exp=10**400),
+    "issued before all numbers": lambda: by_hand_signed(iat=-(10**400)),
+    "expiry is no number": lambda: by_hand_signed(exp=math.nan),
     "issued in the future": lambda: token(iat=NOW + 3_600),
     "no time of issue": lambda: token(iat=None),
     "not valid yet": lambda: token(nbf=NOW + 3_600),
@@ -206,6 +210,13 @@ async def issuer() -> AsyncIterator[Issuer]:
     made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys"
     async with server:
         yield made
+
+
+async def test_one_odd_key_spoils_no_other() -> None:
+    """An issuer that publishes a key which nobody understands yet (RFC 7517 section 5)."""
+    odd = [{"kty": []}, {"kty": "EC", "alg": {}}, {"kty": "EC", "use": []}, "x", None, {"kty": "EC", "kid": []}]
+    keys = {"keys": [*odd, public(EC, "ES256", "ec")]}
+    assert (await verifier(keys=keys).verify(token())).client_id
 
 
 async def test_ten_thousand_unknown_keys_cost_one_fetch(issuer: Issuer) -> None:

@@ -71,7 +71,10 @@ def without_password(url: str) -> str:
     """The URL, or URLs with commas between, as it may be shown: user name and password replaced."""
 
     def shown(one: str) -> str:
-        parts = urlsplit(one)
+        try:
+            parts = urlsplit(one)
+        except ValueError:  # its text is nobody's to show: a password may stand anywhere in it
+            return "a URL that cannot be read"
         if parts.username is None and parts.password is None:
             return one
         return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))

@@ -137,7 +137,7 @@ class Denials:
             case ClientSuspended():
                 self._suspended.add(subjects.token(event.client_id), now)
             case ClientResumed():
-                self._suspended.since.pop(subjects.token(event.client_id), None)
+                self._lift(subjects.token(event.client_id))
             case GrantRevoked():
                 client = subjects.token(event.client_id)
                 if client not in self._deleted.since:
@@ -169,6 +169,11 @@ class Denials:
         self._grants.forget(now)
         for user in self._users.forget(now):
             del self._cutoffs[user]
+
+    def _lift(self, client: str) -> None:
+        # What was not understood about the client may be graver than a suspension: no resumption lifts it.
+        if self._suspended.since.get(client) != math.inf:
+            self._suspended.since.pop(client, None)
 
     def _deny_subject(self, subject: str) -> None:
         self.unknown += 1

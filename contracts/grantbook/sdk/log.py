@@ -280,6 +280,8 @@ class Follower:
         """Event-loop time of the last sign of life from the server, a message or a heartbeat, in seconds."""
         self.after = after
         self._after_id: str | None = None
+        """The event's id at `after`. None where none stands there."""
+        self._after_known = False
         self.pending: int | None = None
         """Messages that the stream still had for this consumer behind the last one handed out."""
         self._connection = connection
@@ -411,9 +413,12 @@ class Follower:
         return True
 
     async def _refuse_another_past(self) -> None:
-        """Where it goes on from must stand what it handed out last: sequences of a restored stream are reused."""
-        if self._after_id is None or self._last_per_subject:
-            return
+        """Where it goes on from must stand what it handed out last: sequences of a restored stream are reused.
+
+        Before anything was handed out, it is what stands there as the first consumer is made.
+        """
+        if self.after == 0 or self._last_per_subject:
+            return  # from the very first on there is no past
         answer = msgspec.json.decode(
             (
                 await self._connection.request(
@@ -424,8 +429,11 @@ class Follower:
             ).data
         )
         found = answer.get("message")
+        stands = None if found is None else _headers(base64.b64decode(found.get("hdrs", ""))).get("ce-id", "")
+        if not self._after_known:
+            self._after_id, self._after_known = stands, True
         # One that is not there may have aged out; a stream that has become shorter is seen by whoever compares heads.
-        if found is not None and _headers(base64.b64decode(found.get("hdrs", ""))).get("ce-id") != self._after_id:
+        elif stands is not None and stands != self._after_id:
             await self.close()
             message = f"stream {self._stream} has another past: at {self.after} stands what was not there before"
             raise Gap(message)
@@ -482,7 +490,7 @@ class Follower:
                 break
             self._delivered = delivered
             self.after = sequence
-            self._after_id = (message.headers or {}).get("ce-id")
+            self._after_id, self._after_known = (message.headers or {}).get("ce-id", ""), True
             self.pending = pending
             messages.append(Raw(message.subject, message.headers, message.data, sequence, stored_at))
         return messages

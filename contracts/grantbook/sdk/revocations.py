@@ -20,7 +20,6 @@ import contextlib
 import math
 import os
 import socket
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -33,6 +32,7 @@ from nats.errors import Error as NatsError
 
 from grantbook import positions, receipts, subjects, wire
 from grantbook.receipts import Receipt
+from grantbook.sdk import clocks
 from grantbook.sdk.connection import close, connect
 from grantbook.sdk.denials import APPENDED_WITHIN_SECONDS, Denials
 from grantbook.sdk.log import Follower, LogReader, Raw, StreamState, Unavailable
@@ -160,7 +160,7 @@ class Revocations(ABC):
     @property
     def age(self) -> float:
         """Seconds since it was last proven to have everything. Infinite before the first proof."""
-        return math.inf if self._fresh_at is None else time.monotonic() - self._fresh_at
+        return math.inf if self._fresh_at is None else clocks.now() - self._fresh_at
 
     @property
     def position(self) -> positions.Position | None:
@@ -230,7 +230,7 @@ class Revocations(ABC):
             raise FeedUnavailable("the feed is not open")
         if self._log_identity is not None and self._log_identity != wanted.identity:
             raise FeedUnavailable(f"{wanted} is a position of another log")
-        called_at = time.monotonic()
+        called_at = clocks.now()
 
         def reached() -> bool:
             return (self._log_sequence or 0) >= wanted.sequence or self._heard_at > called_at + IN_FLIGHT_SECONDS
@@ -241,7 +241,7 @@ class Revocations(ABC):
         """Wait until all that was revoked before this call is applied here. Raises `FeedUnavailable`."""
         if self._running is None:
             raise FeedUnavailable("the feed is not open")
-        called_at = time.monotonic()
+        called_at = clocks.now()
         await self._wait_for(lambda: self._heard_at > called_at + IN_FLIGHT_SECONDS, timeout_seconds)
 
     async def __aenter__(self) -> Self:
@@ -299,7 +299,7 @@ class Revocations(ABC):
             age_ms=None if self._fresh_at is None else int(self.age * 1_000),
             log_sequence=self._log_sequence or 0,
         )
-        return self._applications.told_in(receipt, time.monotonic())
+        return self._applications.told_in(receipt, clocks.now())
 
     async def _run(self) -> None:
         beside = [asyncio.create_task(self._watch(), name="grantbook revocations: watch")]
@@ -475,7 +475,7 @@ class RevocationFeed(Revocations):
                 await follower.close()
             messages = await follower.next(_NEXT_SECONDS)
             denials = self._denials if self._building is None else self._building
-            now = time.monotonic()
+            now = clocks.now()
             # Once it was proven complete, what comes is new: then no writer's clock makes it too old to count.
             decided_after = -math.inf if self._building is None else self._reads_from
             denials.forget(now)
@@ -490,7 +490,7 @@ class RevocationFeed(Revocations):
 
     async def _prove(self, feed: LogReader, followed: StreamState) -> None:
         while True:
-            asked_at, applied = time.monotonic(), self._applied
+            asked_at, applied = clocks.now(), self._applied
             try:
                 state = await feed.state()
             except Unavailable as error:
@@ -507,7 +507,7 @@ class RevocationFeed(Revocations):
                     self._proven(asked_at, asked_at - heard_seconds_ago(state))
                 self._report(doubt)
             pause = CHECK_SECONDS if self.state == "fresh" else RECHECK_SECONDS
-            await asyncio.sleep(max(0.0, asked_at + pause - time.monotonic()))
+            await asyncio.sleep(max(0.0, asked_at + pause - clocks.now()))
 
     async def _has_applied(self, last: int) -> bool:
         try:

@@ -14,7 +14,6 @@ Libraries for server-sent events drop comments, so the few lines of the format t
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -26,12 +25,15 @@ from msgspec import Struct
 from grantbook import positions, receipts
 from grantbook.positions import Position
 from grantbook.receipts import Receipt
+from grantbook.sdk import clocks
 from grantbook.sdk.denials import Denials
 from grantbook.sdk.log import Raw, Unavailable
 from grantbook.sdk.revocations import FeedUnavailable, Options, Replaced, Revocations
 
 STREAM: Final = "/revocations/v1/stream"
 SUBSCRIBERS: Final = "/revocations/v1/subscribers"
+BEGAN: Final = "began"
+"""First word of the first comment: then what a clock of the server's shows."""
 CURRENT: Final = "current"
 """First word of the comment that says that all was sent: then seconds since that was asked, since the feed heard from
 the log, and what a clock of the server's shows."""
@@ -41,6 +43,8 @@ CONNECT_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 4.0
 """The stream says something each second. Without a word for so long, the connection is given up."""
 RETRY_SECONDS: Final = 0.5
+RECOMPARE_SECONDS: Final = 30.0
+"""A stream that is older, and by its clock too late to be fresh, is begun anew."""
 MAX_LINE_BYTES: Final = 1024 * 1024
 
 
@@ -74,6 +78,9 @@ class HttpRevocationFeed(Revocations):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(longest_token_lifetime, **options)
+        if not (feed_token.isascii() and feed_token.isprintable() and " " not in feed_token and feed_token):
+            # Said here, and without it: what is said of a header that cannot be sent would have the token in it.
+            raise ValueError("the feed token has characters that no token has: check how it was read")
         self._base = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {feed_token}", "Accept-Encoding": "identity"}
         self._given = http
@@ -81,8 +88,9 @@ class HttpRevocationFeed(Revocations):
         self._stack = AsyncExitStack()
         self._resume: Position | None = None
         self._resume_event = ""
-        self._offset = math.inf
-        """By how much our clock was ahead of the server's at the quickest comment of this stream, in seconds."""
+        self._sent_at = -math.inf
+        self._offset: float | None = None
+        """By how much our clock is ahead of the server's, in seconds: rather less than it is, never more."""
 
     async def _open(self) -> None:
         if self._given is not None:
@@ -158,9 +166,14 @@ class HttpRevocationFeed(Revocations):
             headers["Last-Event-ID"] = str(self._resume)
             parameters = {"event": self._resume_event} if self._resume_event else {}
         stream = self._client().stream(
-            "GET", f"{self._base}{STREAM}", params=parameters, headers=headers, follow_redirects=False
+            "GET",
+            f"{self._base}{STREAM}",
+            params=parameters,
+            headers=headers,
+            timeout=httpx.Timeout(CONNECT_SECONDS, read=SILENCE_SECONDS),  # also where the client is not ours
+            follow_redirects=False,
         )
-        self._offset = math.inf
+        self._offset, self._sent_at = None, clocks.now()
         async with stream as response:
             self._check(response)
             event = Sent()
@@ -185,6 +198,8 @@ class HttpRevocationFeed(Revocations):
                 word, _, rest = value.decode().partition(" ")
                 if word == ABOUT:
                     event.about = rest
+                elif word == BEGAN:
+                    self._compare_clocks(float(rest))
                 elif word == CURRENT:
                     self._take_proof(rest)
                 else:
@@ -205,15 +220,26 @@ class HttpRevocationFeed(Revocations):
         raise Unavailable(message)
 
     def _take_proof(self, text: str) -> None:
-        """All was sent.
-
-        What was read late, from some buffer, proves nothing about now: it is as old as it came later than the quickest.
-        """
+        """All was sent. What was read late, from a slow path or some buffer, proves nothing about now."""
         asked_ago, heard_ago, server = map(float, text.split()[:3])
-        now = time.monotonic()
-        self._offset = min(self._offset, now - server)
-        self._proven(server + self._offset - asked_ago, server + self._offset - heard_ago)
+        asked_at = server + self._compare_clocks(server) - asked_ago
+        self._proven(asked_at, asked_at + asked_ago - heard_ago)
+        now = clocks.now()
+        if now - asked_at > self._max_staleness_seconds and now - self._sent_at > RECOMPARE_SECONDS:
+            # The path became slow, or the two clocks went apart: another request tells which, and by how much.
+            raise Unavailable("what comes is too old: asking anew")
         self._report(None)
+
+    def _compare_clocks(self, server: float) -> float:
+        """By how much our clock is ahead of the server's, which showed `server` in what was read just now.
+
+        The server cannot have read its clock before it was asked: it showed its first time at `_sent_at` of ours or
+        later, however long that was on its way. Taken for the very moment, all that follows is older than it is, by
+        what the request took; never newer. And nothing is read before it was written: that bounds it again.
+        """
+        offset = self._sent_at - server if self._offset is None else self._offset
+        self._offset = min(offset, clocks.now() - server)
+        return self._offset
 
     def _apply(self, sent: Sent) -> None:
         if not sent.id:
@@ -222,7 +248,7 @@ class HttpRevocationFeed(Revocations):
         if self._log_identity is not None and position.identity != self._log_identity:
             raise Replaced
         known = self._resume is not None and position.sequence <= self._resume.sequence
-        now = time.monotonic()
+        now = clocks.now()
         denials = self._denials if self._building is None else self._building
         denials.forget(now)
         self._log_identity = position.identity

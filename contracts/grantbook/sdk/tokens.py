@@ -287,7 +287,9 @@ def _usable(key_set: Any) -> list["_Key"]:
     keys = key_set.get("keys") if isinstance(key_set, Mapping) else None
     usable = []
     for each in keys[:MAX_KEYS] if isinstance(keys, list) else ():
-        if not isinstance(each, dict) or each.get("kty") not in _KEY_TYPES or each.get("use", "sig") != "sig":
+        if not isinstance(each, dict) or not all(isinstance(each.get(name, ""), str) for name in ("kty", "use", "alg")):
+            continue
+        if each.get("kty") not in _KEY_TYPES or each.get("use", "sig") != "sig":
             continue
         try:
             key = jwt.PyJWK.from_dict({name: value for name, value in each.items() if name not in _PRIVATE})
@@ -307,9 +309,14 @@ def _chosen(keys: Sequence["_Key"], kid: str | None, algorithm: str) -> jwt.PyJW
     return fitting[0].key if fitting and (kid is not None or len(fitting) == 1) else None
 
 
+_MOST_SECONDS: Final = 1_000_000_000_000
+"""Times beyond, either way, are none: the year 33658."""
+
+
 def _time(claims: Mapping[str, Any], name: str) -> float:
     value = claims.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value) > 1e12:
+    # Compared before anything is made of it: JSON has whole numbers that no float can hold. NaN is within no bounds.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MOST_SECONDS <= value <= _MOST_SECONDS:
         raise TokenRefused(f"its {name} is no time")
     return float(value)
 

@@ -21,12 +21,14 @@ from litestar.types import Receive, Scope, Send
 from door.problems import Problem, invalid_parameter, unavailable
 from door.roles import requires
 from grantbook import positions, receipts, subjects, wire
+from grantbook.sdk import clocks
 from grantbook.sdk.log import Follower, LogReader, Raw, Unavailable
 from grantbook.sdk.reading import before
 from grantbook.sdk.subscription import put_receipt, take_receipt_away
 from projector.api.parameters import span
 from projector.reads import Reads
 
+BEGAN: Final = "began"
 CURRENT: Final = "current"
 ABOUT: Final = "about"
 MAX_STREAMS: Final = 256
@@ -212,8 +214,10 @@ async def _stands(log: LogReader, sequence: int, event_id: str) -> bool:
 
 async def _events(reads: Reads, start: positions.Position, streams: OpenStreams) -> AsyncGenerator[bytes, None]:
     # The first `id` goes without an event: a caller that loses the connection before one still resumes from here.
-    yield b"retry: %d\nid: %s\n\n" % (RECONNECT_MILLISECONDS, str(start).encode())
+    # And a clock, as early as can be: by it the caller knows how old what follows is.
     loop = asyncio.get_running_loop()
+    began = f": {BEGAN} {clocks.now():.3f}\nretry: {RECONNECT_MILLISECONDS}\nid: {start}\n\n"
+    yield began.encode()
     end_at = loop.time() + MAX_STREAM_SECONDS
     comment_at = loop.time()
     behind = 0
@@ -237,7 +241,7 @@ async def _events(reads: Reads, start: positions.Position, streams: OpenStreams)
                     behind = 0
                 now = loop.time()
                 yield (
-                    f": {CURRENT} {now - proof.asked_at:.3f} {now - proof.heard_at:.3f} {now:.3f}\n\n"
+                    f": {CURRENT} {now - proof.asked_at:.3f} {now - proof.heard_at:.3f} {clocks.now():.3f}\n\n"
                     if doubt is None
                     else f": waiting: {doubt}\n\n"
                 ).encode()
@@ -263,7 +267,10 @@ def _event(raw: Raw, identity: str) -> bytes:
     except wire.Malformed:
         type_, data = "malformed", msgspec.json.encode({"subject": raw.subject})
     # A line break would end the field: of the type, which is anybody's text, none is kept; data may have several lines.
-    lines = [f"id: {position}".encode(), b"event: " + " ".join(type_.split()).encode()]
+    named = " ".join(type_.split())
+    if not named:  # without a type it would be no event to any reader (WHATWG HTML section 9.2.6)
+        named, data = "malformed", msgspec.json.encode({"subject": raw.subject})
+    lines = [f"id: {position}".encode(), b"event: " + named.encode()]
     lines += [b"data: " + line for line in data.splitlines() or [b""]]
     lines.append(about.encode())
     return b"\n".join(lines) + b"\n\n"

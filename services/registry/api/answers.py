@@ -10,7 +10,7 @@ from registry.clients import ClientGone, ClientNotAdmitted, ClientNotFound
 from registry.commit import AppendFailed
 from registry.grants import GrantConflict, GrantNotFound
 from registry.many import ListTooOld
-from registry.store import Contended, LogFull, WrittenByNewer
+from registry.store import Contended, Halted, LogFull, WrittenByNewer
 
 PATIENCE_SECONDS: Final = 60
 
@@ -32,6 +32,7 @@ ANSWERS: Final[dict[type[Exception], Callable[[Exception], Problem]]] = {
     GrantConflict: _problem(409, "grant_conflict", "The grant id is taken by a grant with other content."),
     LogFull: _later("Only revocations are recorded until the log has room.", code="log_full", seconds=PATIENCE_SECONDS),
     Contended: _later("Others were faster, or the log did not answer; nothing is promised. Try again."),
+    Halted: lambda halted: unavailable(f"Nothing is recorded here: {halted}.", retry_after_seconds=PATIENCE_SECONDS),
     AppendFailed: _later("The log does not take appends right now. Try again."),
     Unavailable: _later("The log cannot be reached right now. Try again."),
     WrittenByNewer: _later(
