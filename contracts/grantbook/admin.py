@@ -221,7 +221,9 @@ class Delivery(Struct, frozen=True, kw_only=True):
     type: str
     recorded_at: datetime
     complete: bool
-    """Every subscriber has it, those that are gone included."""
+    """Every subscriber has it, those that are gone included, and all of them were looked at."""
+    truncated: bool | UnsetType = UNSET
+    """There are more subscribers than are looked at. Absent where there are not."""
     delivered: int
     waiting: int
     """Subscribers that are there and do not have it yet."""

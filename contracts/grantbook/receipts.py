@@ -21,13 +21,16 @@ GONE_SECONDS: Final = 15.0
 MAX_RECENT: Final = 32
 """Most of the latest applications that a receipt tells the times of."""
 MAX_BYTES: Final = 8 * 1024
+MAX_AGE_MILLISECONDS: Final = 10 * 365 * 86_400_000
+"""Ages are told up to ten years: what is older is told as that old."""
 MAX_NAME_CHARACTERS: Final = 64
 FORGET_HEADERS: Final = {"KV-Operation": "PURGE", "Nats-Rollup": "sub", "Nats-TTL": "60s"}
 """Of a message that takes a receipt away (ADR-8, ADR-43): the mark that it leaves goes, too, once all have seen it."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=r"^[A-Za-z0-9._-]+\Z")]
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Milliseconds = Annotated[int, Meta(ge=0, le=2**53)]
+Milliseconds = Annotated[int, Meta(ge=0, le=MAX_AGE_MILLISECONDS)]
+Identity = Annotated[str, Meta(max_length=16)]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
@@ -43,10 +46,15 @@ class Receipt(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Whether it can prove that it has everything. One that is stale denies, unless it was told otherwise."""
     age_ms: Milliseconds | None = None
     """Since that was last proven."""
-    feed: Annotated[str, Meta(max_length=16)] | None = None
+    feed: Identity | None = None
     """Identity of the feed that `feed_sequence` is of. Absent where it reads over HTTP."""
     feed_sequence: Sequence = 0
     """Everything up to there in the feed is applied."""
+    log: Identity | None = None
+    """Identity of the log that `log_sequence` is of. Without it, for all that anybody knows, a subscriber over HTTP has
+    applied nothing."""
+    by: Name | None = None
+    """Whose token handed it in over HTTP: said by the server, whatever the receipt said. Nobody else's replaces it."""
     log_sequence: Sequence = 0
     """Everything up to there in the log is applied: the place of the last revocation that it heard of; 0 for none."""
     recent: Annotated[tuple[tuple[Sequence, Milliseconds], ...], Meta(max_length=MAX_RECENT)] = ()
@@ -67,6 +75,11 @@ class Receipt(Struct, frozen=True, omit_defaults=True, kw_only=True):
                 break
             found = stored_at - timedelta(milliseconds=milliseconds)
         return found
+
+
+def milliseconds(seconds: float) -> int:
+    """An age as a receipt tells it."""
+    return min(MAX_AGE_MILLISECONDS, max(0, round(seconds * 1_000)))
 
 
 def key(name: str, instance: str) -> str:

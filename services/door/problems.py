@@ -94,6 +94,7 @@ CODES: Final[dict[str, CodeNote]] = {
     "too_large": CodeNote("The body is too large", "Send less in one request."),
     "too_many_requests": CodeNote("Too many requests", "Wait as long as `Retry-After` says."),
     "too_many_streams": CodeNote("Too many streams are open", "Close one, or try again as `Retry-After` says."),
+    "too_many_subscribers": CodeNote("Too many subscribers report", "An admin can forget those that are gone."),
     "unavailable": CodeNote("Not available right now", "A server that this needs cannot be reached. Try again."),
     "unsupported_media_type": CodeNote("Another content type is needed", "Send `Content-Type: application/json`."),
 }

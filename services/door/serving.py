@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Any, Final, cast
 
 import uvicorn
 from litestar import Litestar
@@ -23,6 +23,10 @@ HEAD_SECONDS: Final = 10.0
 """For the request line and headers to arrive, from their first byte on."""
 BODY_SECONDS: Final = 30.0
 """For the body to arrive: a connection that trickles holds memory, and answers nobody."""
+
+
+ABORT: Final = "grantbook.abort"
+"""Extension of the scope: what ends a connection at once."""
 
 
 class _Guarded(HttpToolsProtocol):
@@ -60,6 +64,8 @@ class _Guarded(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests wait")  # ends the connection, as whatever cannot be read does
         self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
+        # For an answer that nobody takes: closing would wait until it was taken.
+        cast("dict[str, Any]", self.scope.setdefault("extensions", {}))[ABORT] = self.transport.abort
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

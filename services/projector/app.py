@@ -27,7 +27,7 @@ from projector.api.audit import AUDIT_ROUTES
 from projector.api.parameters import the_reads
 from projector.api.revocations import FEED_ROUTES, opened_streams
 from projector.applied import Applied
-from projector.feed import FeedHead
+from projector.feed import FeedHead, Receipts
 from projector.keys import Keys
 from projector.reads import Reads, snapshot
 from projector.settings import Settings as Settings
@@ -134,6 +134,7 @@ async def opened_reads(settings: Settings) -> AsyncIterator[Reads]:
             activity=sources.activity,
             feed=feed,
             feed_head=FeedHead(feed),
+            receipts=Receipts(client),
             keys=sources.keys,
             applied=applied,
             cursor_key=key,

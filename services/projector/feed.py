@@ -1,6 +1,7 @@
 """The feed, as the read API sees it: whether it has everything that the log has, and who has applied how much of it."""
 
 import asyncio
+import bisect
 import math
 from datetime import timedelta
 from typing import Final
@@ -11,12 +12,19 @@ from nats.aio.client import Client
 from grantbook import receipts, wire
 from grantbook.admin import Delivery, SubscriberDelivery, SubscriberStatus
 from grantbook.positions import Position
+from grantbook.receipts import Receipt
 from grantbook.sdk.log import LogReader, Raw, StreamState, Unavailable
 from grantbook.sdk.revocations import doubt_of, heard_seconds_ago
-from grantbook.sdk.subscription import read_receipts
+from grantbook.sdk.subscription import AllReceived, read_receipts
 
 PROOF_SECONDS: Final = 0.5
 """All open streams of a process share a proof that is no older."""
+
+
+RECEIPTS_SECONDS: Final = 0.25
+"""However many ask, receipts are read again after so long only."""
+MAX_PLACES: Final = 64
+"""Places in the log that are looked up in the feed for one answer. Of the others it is told less than they have."""
 
 
 class NotInFeed(Exception):
@@ -63,19 +71,47 @@ class FeedHead:
         return Proof(asked_at, asked_at - heard_seconds_ago(state), self._place[1], doubt_of(state))
 
 
-async def subscribers(connection: Client, feed: LogReader) -> list[SubscriberStatus]:
+class Receipts:
+    """The subscribers' receipts, read once for all who ask within a moment."""
+
+    def __init__(self, connection: Client) -> None:
+        self._connection = connection
+        self._asking = asyncio.Lock()
+        self._read_at = -math.inf
+        self._known = AllReceived([], truncated=False)
+
+    async def all(self) -> AllReceived:
+        """The receipts, as they were at most `RECEIPTS_SECONDS` ago. Raises `Unavailable`."""
+        loop = asyncio.get_running_loop()
+        async with self._asking:
+            asked_at = loop.time()
+            if asked_at - self._read_at > RECEIPTS_SECONDS:
+                self._known, self._read_at = await read_receipts(self._connection), asked_at
+        return self._known
+
+    async def number_of(self, caller: str) -> int:
+        """How many were handed in with this caller's token. Raises `Unavailable`."""
+        return sum(each.receipt.by == caller for each in (await self.all()).received)
+
+
+def place_claimed(receipt: Receipt, log: StreamState) -> int:
+    """Up to where in this log a subscriber over HTTP says it is: 0 where that is another log, or lies ahead of it."""
+    return receipt.log_sequence if receipt.log == log.identity and receipt.log_sequence <= log.last else 0
+
+
+async def subscribers(kept: Receipts, log: LogReader, feed: LogReader) -> list[SubscriberStatus]:
     """Every subscriber that has not ended in good order, by name. Raises `Unavailable`."""
-    state, received = await asyncio.gather(feed.state(), read_receipts(connection))
-    places: dict[int, int] = {}
+    of_log, state, read = await asyncio.gather(log.state(), feed.state(), kept.all())
+    over_http = {place_claimed(each.receipt, of_log) for each in read.received if each.receipt.feed is None}
+    places = await _places_in_feed(feed, state, sorted(over_http))
     statuses = []
-    for each in received:
+    for each in read.received:
         receipt = each.receipt
         if receipt.feed is None:
-            if receipt.log_sequence not in places:
-                places[receipt.log_sequence] = (await _at_or_before(feed, state, receipt.log_sequence))[0]
-            applied = places[receipt.log_sequence]
+            applied = _known_of(places, place_claimed(receipt, of_log))
         else:
-            applied = receipt.feed_sequence if receipt.feed == state.identity else 0
+            ours = receipt.feed == state.identity and receipt.feed_sequence <= state.last
+            applied = receipt.feed_sequence if ours else 0
         silent = max(0.0, (state.now - each.stored_at).total_seconds())
         statuses.append(
             SubscriberStatus(
@@ -89,12 +125,28 @@ async def subscribers(connection: Client, feed: LogReader) -> list[SubscriberSta
     return statuses
 
 
-async def delivery(connection: Client, log: LogReader, feed: LogReader, asked: Position) -> Delivery:
+async def _places_in_feed(feed: LogReader, state: StreamState, log_sequences: list[int]) -> list[tuple[int, int]]:
+    """For places in the log, in order, how much of the feed stands up to there; for some of them, where they are many.
+
+    The lowest are always among them, and the end.
+    """
+    step = max(1, math.ceil(len(log_sequences) / MAX_PLACES))
+    wanted = list(dict.fromkeys([*log_sequences[::step], *log_sequences[-1:]]))
+    return [(each, (await _at_or_before(feed, state, each))[0] if each else 0) for each in wanted]
+
+
+def _known_of(places: list[tuple[int, int]], log_sequence: int) -> int:
+    """How much of the feed stands up to a place in the log, at least."""
+    index = bisect.bisect_right(places, (log_sequence, math.inf))
+    return places[index - 1][1] if index else 0
+
+
+async def delivery(kept: Receipts, log: LogReader, feed: LogReader, asked: Position) -> Delivery:
     """Which subscribers have applied everything that was revoked up to a place in the log.
 
     Raises `NotInFeed` and `Unavailable`. `asked` is a position of this log.
     """
-    state, received = await asyncio.gather(feed.state(), read_receipts(connection))
+    of_log, state, read = await asyncio.gather(log.state(), feed.state(), kept.all())
     place, revocation = await _at_or_before(feed, state, asked.sequence)
     if revocation is None:
         raise NotInFeed
@@ -102,12 +154,12 @@ async def delivery(connection: Client, log: LogReader, feed: LogReader, asked: P
     original = await log.at_on_leader(log_sequence)
     revoked_at = revocation.stored_at if original is None else original.stored_at
     told = []
-    for each in received:
+    for each in read.received:
         receipt = each.receipt
         has = (
-            receipt.log_sequence >= log_sequence
+            place_claimed(receipt, of_log) >= log_sequence
             if receipt.feed is None
-            else receipt.feed == state.identity and receipt.feed_sequence >= place
+            else receipt.feed == state.identity and place <= receipt.feed_sequence <= state.last
         )
         applied_at = receipt.applied_at(log_sequence, each.stored_at) if has else None
         silent = max(0.0, (state.now - each.stored_at).total_seconds())
@@ -130,7 +182,8 @@ async def delivery(connection: Client, log: LogReader, feed: LogReader, asked: P
         revocation=str(Position("log", asked.identity, log_sequence)),
         type=revocation.recorded().type,
         recorded_at=revoked_at,
-        complete=not waiting,
+        complete=not waiting and not read.truncated,
+        truncated=True if read.truncated else UNSET,
         delivered=len(told) - len(waiting),
         waiting=sum(each.state != "gone" for each in waiting),
         gone=sum(each.state == "gone" for each in waiting),

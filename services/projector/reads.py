@@ -15,7 +15,7 @@ from grantbook.sdk.log import LogReader
 from projector import db
 from projector.applied import Applied, OtherLog
 from projector.db import AnyConnection, Pool
-from projector.feed import FeedHead
+from projector.feed import FeedHead, Receipts
 from projector.keys import Keys
 
 
@@ -28,6 +28,7 @@ class Reads(Struct, frozen=True):
     activity: LogReader
     feed: LogReader
     feed_head: FeedHead
+    receipts: Receipts
     keys: Keys
     applied: Applied
     cursor_key: bytes

@@ -10,10 +10,11 @@ from nats.aio.client import Client
 
 from grantbook import receipts, subjects
 from grantbook.receipts import Receipt
-from grantbook.sdk import revocations
+from grantbook.sdk import revocations, subscription
 from grantbook.sdk.log import LogReader
 from grantbook.sdk.revocations import RevocationFeed
 from grantbook.sdk.subscription import put_receipt
+from projector import feed as projected_feed
 from projector.db import Connection
 from tests.projector.conftest import Api
 from tests.projector.given import position
@@ -88,10 +89,12 @@ async def test_who_is_behind_or_gone_is_not_shown_as_fine(
     await sourced(log, 2)
     async with LogReader(log, subjects.REVOCATIONS) as reader:
         identity = (await reader.state()).identity
+    async with LogReader(log, subjects.LOG) as reader:
+        ours = (await reader.state()).identity
     await put_receipt(
         log, Receipt(name="slow", instance="one", state="stale", feed=identity, feed_sequence=1, log_sequence=early)
     )
-    await put_receipt(log, Receipt(name="web", instance="one", state="fresh", log_sequence=early))
+    await put_receipt(log, Receipt(name="web", instance="one", state="fresh", log=ours, log_sequence=early))
     await put_receipt(
         log, Receipt(name="other", instance="one", state="fresh", feed="00000000", feed_sequence=9, log_sequence=9)
     )
@@ -136,6 +139,49 @@ async def test_delivery_is_found_among_many(log: Client, api: Api, feed: Revocat
         gate = place if place % 2 == 0 else place - 1
         assert told["revocation"] == await position(log, subjects.LOG, gate)
         assert told["complete"]
+
+
+async def claimed(bucket: Client, name: str, **members: Any) -> None:
+    await put_receipt(bucket, Receipt(name=name, instance="one", state="fresh", **members))
+
+
+async def test_what_cannot_be_is_no_delivery(log: Client, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects an admin from receipts that claim too much, of another log, or of none."""
+    monkeypatch.setattr(projected_feed, "RECEIPTS_SECONDS", -1.0)
+    [last] = await write(log, deleted("c"))
+    await sourced(log, 1)
+    async with LogReader(log, subjects.LOG) as reader, LogReader(log, subjects.REVOCATIONS) as feed_reader:
+        ours, feed = (await reader.state()).identity, (await feed_reader.state()).identity
+    await claimed(log, "honest", log=ours, log_sequence=last)
+    await claimed(log, "no-log", log_sequence=last)
+    await claimed(log, "other-log", log="00000000", log_sequence=last)
+    await claimed(log, "ahead", log=ours, log_sequence=2**63 - 1)
+    await claimed(log, "feed-ahead", feed=feed, feed_sequence=2**63 - 1)
+    await claimed(log, "old", log=ours, log_sequence=last, recent=((last, receipts.MAX_AGE_MILLISECONDS),))
+    told = await delivery(api, log, last)
+    assert {each["name"] for each in told["subscribers"] if each["delivered"]} == {"honest", "old"}
+    assert told["complete"] is False
+    status = {each["name"]: each["lag_events"] for each in (await api.get("/admin/v1/status"))["subscribers"]}
+    assert {name for name, lag in status.items() if lag == 0} == {"honest", "old"}
+
+
+async def test_a_list_that_was_cut_is_never_complete(log: Client, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects an admin whose list somebody filled up: who is not on it may be the one without it."""
+    monkeypatch.setattr(subscription, "MAX_SUBSCRIBERS", 2)
+    [last] = await write(log, deleted("c"))
+    await sourced(log, 1)
+    async with LogReader(log, subjects.LOG) as reader:
+        ours = (await reader.state()).identity
+    for name in "abc":
+        await claimed(log, name, log=ours, log_sequence=last)
+    told = await delivery(api, log, last)
+    assert (told["complete"], told["truncated"], told["waiting"], len(told["subscribers"])) == (False, True, 0, 2)
+
+
+def test_places_that_were_not_looked_up_are_told_as_less() -> None:
+    """Protects an admin: of very many subscribers some may look further behind than they are, and none further on."""
+    places = [(5, 2), (9, 4), (20, 7)]
+    assert [projected_feed._known_of(places, each) for each in (0, 4, 5, 8, 9, 19, 20, 99)] == [0, 0, 2, 2, 4, 4, 7, 7]
 
 
 async def test_only_admins_may_ask(log: Client, api: Api) -> None:

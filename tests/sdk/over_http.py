@@ -13,14 +13,22 @@ from nats.aio.client import Client
 
 from deploy.dev.servers import free_port
 from door import front, roles
+from door import serving as serving_of_the_house
 from grantbook import positions, subjects
 from grantbook.sdk.log import LogReader
 from projector.api import revocations
-from projector.feed import FeedHead
+from projector.feed import FeedHead, Receipts
 from tests.sdk.given import new_id
 
 TOKENS = {role: roles.new_token(role, bytes([number]) * 32) for number, role in enumerate(roles.ROLES)}
-KEYRING = roles.Keyring(tuple(roles.entry(f"the-{role}", role, token) for role, token in TOKENS.items()))
+OTHER_FEED = roles.new_token("feed", b"o" * 32)
+"""Of another token service than `TOKENS["feed"]`."""
+KEYRING = roles.Keyring(
+    (
+        *(roles.entry(f"the-{role}", role, token) for role, token in TOKENS.items()),
+        roles.entry("another-feed", "feed", OTHER_FEED),
+    )
+)
 SECONDS = 20.0
 
 
@@ -48,10 +56,23 @@ async def serving(log: Client, port: int | None = None) -> AsyncIterator[Served]
             keyring=KEYRING,
             mint_request_id=new_id,
             lifespan=[revocations.opened_streams],
-            state={"reads": SimpleNamespace(connection=log, log=reader, feed=feed, feed_head=FeedHead(feed))},
+            state={
+                "reads": SimpleNamespace(
+                    connection=log, log=reader, feed=feed, feed_head=FeedHead(feed), receipts=Receipts(log)
+                )
+            },
         )
         port = port or free_port()
-        config = uvicorn.Config(app, port=port, log_config=None, access_log=False, ws="none", lifespan="on")
+        config = uvicorn.Config(
+            app,
+            http=serving_of_the_house._Guarded,
+            port=port,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            lifespan="on",
+            timeout_graceful_shutdown=5,
+        )
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve())
         async with asyncio.timeout(SECONDS):

@@ -17,8 +17,10 @@ from grantbook.sdk.log import LogReader
 from grantbook.sdk.revocations import RevocationFeed
 from grantbook.sdk.revocations_http import HttpRevocationFeed
 from grantbook.sdk.subscription import Applications, Observer, Received, put_receipt, read_receipts, take_receipt_away
+from projector import feed as projected_feed
+from projector.api import revocations as api
 from tests.sdk.given import LIFETIME, deleted, revoked, write
-from tests.sdk.over_http import SECONDS, TOKENS, Served, serving
+from tests.sdk.over_http import OTHER_FEED, SECONDS, TOKENS, Served, serving
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ async def served(log: Client) -> AsyncIterator[Served]:
 async def receipt_with(log: Client, log_sequence: int) -> Received:
     async with asyncio.timeout(SECONDS):
         while True:
-            for each in await read_receipts(log):
+            for each in (await read_receipts(log)).received:
                 if each.receipt.log_sequence >= log_sequence:
                     return each
             await asyncio.sleep(0.01)
@@ -57,7 +59,7 @@ async def test_a_subscriber_says_what_it_has_applied_and_when(log: Client, nats_
         assert applied_at is not None
         assert timedelta(milliseconds=-2) < applied_at - stored.stored_at < timedelta(seconds=5)
         assert receipt.applied_at(first, received.stored_at) is not None
-    assert await read_receipts(log) == []
+    assert (await read_receipts(log)).received == []
 
 
 async def test_a_subscriber_over_http_says_the_same(served: Served) -> None:
@@ -66,7 +68,7 @@ async def test_a_subscriber_over_http_says_the_same(served: Served) -> None:
         [last] = await write(served.log, deleted("d"))
         receipt = (await receipt_with(served.log, last)).receipt
         assert (receipt.name, receipt.instance, receipt.feed) == ("mail", "two", None)
-    assert await read_receipts(served.log) == []
+    assert (await read_receipts(served.log)).received == []
 
 
 async def test_a_receipt_over_http_is_of_who_it_says_and_well_formed(served: Served) -> None:
@@ -83,6 +85,7 @@ async def test_a_receipt_over_http_is_of_who_it_says_and_well_formed(served: Ser
         b'{"name":"a b","instance":"one","state":"fresh"}',
         b'{"name":"mail","instance":"one","state":"fine"}',
         b'{"name":"mail","instance":"one","state":"fresh","log_sequence":-1}',
+        b'{"name":"mail","instance":"one","state":"fresh","recent":[[9223372036854775807,9007199254740992]]}',
     ):
         answer = await served.http.put(path, content=bad)
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter"), bad
@@ -92,14 +95,48 @@ async def test_a_receipt_over_http_is_of_who_it_says_and_well_formed(served: Ser
     assert (await served.http.put(path, content=receipts.encode(good), headers=headers)).status_code == 403
 
 
+async def test_nobody_speaks_for_another(served: Served) -> None:
+    """Protects an admin: a service that is gone is missed, even where another, with its own token, says goodbye."""
+    path = "/revocations/v1/subscribers/mail/one"
+    mine = receipts.encode(Receipt(name="mail", instance="one", state="fresh", log_sequence=1))
+    assert (await served.http.put(path, content=mine)).status_code == 204
+    other = {"Authorization": f"Bearer {OTHER_FEED}"}
+    forged = receipts.encode(Receipt(name="mail", instance="one", state="fresh", by="the-feed", log_sequence=2**62))
+    for answer in (
+        await served.http.delete(path, headers=other),
+        await served.http.put(path, content=forged, headers=other),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
+    [left] = (await read_receipts(served.log)).received
+    assert (left.receipt.by, left.receipt.log_sequence) == ("the-feed", 1)
+    # Nor for one that reports over NATS.
+    await put_receipt(served.log, Receipt(name="mail", instance="nats", state="fresh"))
+    assert (await served.http.delete("/revocations/v1/subscribers/mail/nats")).status_code == 403
+    assert (await served.http.delete("/revocations/v1/subscribers/mail/nobody")).status_code == 204
+
+
+async def test_a_caller_has_so_many_subscribers_and_no_more(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the list from one service that hands in receipts under a name of its own each time."""
+    monkeypatch.setattr(api, "MAX_RECEIPTS_OF_A_CALLER", 2)
+    monkeypatch.setattr(projected_feed, "RECEIPTS_SECONDS", -1.0)
+
+    async def put(name: str, **headers: str) -> int:
+        body = receipts.encode(Receipt(name=name, instance="one", state="fresh"))
+        path = f"/revocations/v1/subscribers/{name}/one"
+        return (await served.http.put(path, content=body, headers=headers)).status_code
+
+    assert [await put(name) for name in ("a", "b", "c", "a")] == [204, 204, 403, 204]
+    assert await put("c", Authorization=f"Bearer {OTHER_FEED}") == 204
+
+
 async def test_an_empty_list_is_read_at_once(log: Client) -> None:
     """Protects the status page of whoever has no subscriber yet from waiting for one."""
     async with asyncio.timeout(1.0):
-        assert await read_receipts(log) == []
+        assert (await read_receipts(log)).received == []
     await put_receipt(log, Receipt(name="mail", instance="one", state="fresh"))
     await take_receipt_away(log, "mail", "one")
     async with asyncio.timeout(1.0):
-        assert await read_receipts(log) == []
+        assert (await read_receipts(log)).received == []
 
 
 async def test_a_subscriber_that_dies_stays_on_the_list(log: Client, nats_url: str) -> None:
@@ -111,10 +148,10 @@ async def test_a_subscriber_that_dies_stays_on_the_list(log: Client, nats_url: s
     connection = feed._connected()
     await connection.close()  # as the network, or a crash, would
     await feed.__aexit__(None, None, None)
-    [left] = await read_receipts(log)
+    [left] = (await read_receipts(log)).received
     assert left.receipt.instance == "one"
     await take_receipt_away(log, "mail", "one")
-    assert await read_receipts(log) == []
+    assert (await read_receipts(log)).received == []
 
 
 async def test_who_may_not_write_receipts_is_denied_nothing(nats_url: str, log: Client) -> None:
@@ -140,7 +177,7 @@ async def test_garbage_in_the_bucket_is_passed_over(log: Client) -> None:
     """Protects the list from whoever else may write into the bucket."""
     await log.jetstream().publish(subjects.bucket_key(subjects.SUBSCRIBERS, "a.b"), b"\xff{")
     await put_receipt(log, Receipt(name="mail", instance="one", state="fresh"))
-    assert [each.receipt.name for each in await read_receipts(log)] == ["mail"]
+    assert [each.receipt.name for each in (await read_receipts(log)).received] == ["mail"]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "a/b", "a\n", "é"])

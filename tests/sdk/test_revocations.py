@@ -382,6 +382,7 @@ async def test_a_follower_that_had_nothing_yet_notices_another_past(tmp_path: Pa
             shutil.copytree(tmp_path / "backup", tmp_path / "nats" / "jetstream")
             await asyncio.to_thread(server.start)
             await write(log, revoked("c", "other"), revoked("c", "and one more"))
+
             async def all_that_comes() -> None:
                 while True:
                     assert await follower.next(0.5) == []

@@ -25,7 +25,7 @@ from tests.sdk.given import (
     write,
     write_raw,
 )
-from tests.sdk.over_http import SECONDS, TOKENS, Served, serving
+from tests.sdk.over_http import OTHER_FEED, SECONDS, TOKENS, Served, serving
 
 PATH = "/revocations/v1/stream"
 pytestmark = pytest.mark.timeout(60)
@@ -198,6 +198,42 @@ async def test_streams_are_bounded_and_given_back(served: Served, monkeypatch: p
             await asyncio.sleep(0.01)
     async with opened(served):
         pass
+
+
+async def test_a_caller_leaves_streams_for_others(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects token services from one that opens streams without end."""
+    monkeypatch.setattr(revocations, "MAX_STREAMS_OF_A_CALLER", 1)
+    async with opened(served):
+        answer = await served.http.get(PATH)
+        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_streams")
+        async with opened(served, headers={"Authorization": f"Bearer {OTHER_FEED}"}):
+            pass
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_who_takes_nothing_is_let_go(served: Served, monkeypatch: pytest.MonkeyPatch, *, stopped: bool) -> None:
+    """Protects the places of those who read; and a server that is stopped does not wait for those who do not."""
+    if not stopped:
+        monkeypatch.setattr(revocations, "SEND_SECONDS", 0.2)
+    for _ in range(100):
+        await write_raw(served.log, subjects.client_gate("c"), "client.frozen", b'"' + b"x" * 100_000 + b'"')
+    _, writer = await asyncio.open_connection("127.0.0.1", int(served.url.rpartition(":")[2]), limit=1)
+    writer.write(
+        f"GET {PATH}?lookback=1h HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKENS['feed']}\r\n\r\n".encode()
+    )
+    streams = served.app.state.streams
+    async with asyncio.timeout(SECONDS):
+        while not streams.count:
+            await asyncio.sleep(0.01)
+        if stopped:
+            await asyncio.sleep(0.5)  # so that it has sent as much as the system takes for a caller that reads nothing
+            streams.close()
+            async with asyncio.timeout(3.0):
+                while streams.count:
+                    await asyncio.sleep(0.01)
+        while streams.count or served.server.server_state.connections:
+            await asyncio.sleep(0.01)
+    writer.close()
 
 
 async def test_streams_end_when_the_server_is_stopped(served: Served) -> None:

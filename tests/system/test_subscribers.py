@@ -223,7 +223,7 @@ async def test_at_the_end_every_subscriber_denies_what_the_log_says(product: Pro
                     while (answer := await each.ask(questions))["denied"] != expected or answer["state"] != "fresh":
                         await asyncio.sleep(0.1)
             async with asyncio.timeout(WAIT_SECONDS):
-                while {one.receipt.name for one in await read_receipts(log) if one.receipt.log_sequence == last} != {
+                while {one.receipt.name for one in (await read_receipts(log)).received if one.receipt.log_sequence == last} != {
                     each.name for each in subscribers
                 }:
                     await asyncio.sleep(0.1)

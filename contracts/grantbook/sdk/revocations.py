@@ -296,7 +296,8 @@ class Revocations(ABC):
             name=self._subscriber or "",
             instance=self._instance,
             state=self.state,
-            age_ms=None if self._fresh_at is None else int(self.age * 1_000),
+            age_ms=None if self._fresh_at is None else receipts.milliseconds(self.age),
+            log=self._log_identity,
             log_sequence=self._log_sequence or 0,
         )
         return self._applications.told_in(receipt, clocks.now())

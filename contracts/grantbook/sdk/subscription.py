@@ -85,7 +85,7 @@ class Applications:
 
     def told_in(self, receipt: Receipt, now: float) -> Receipt:
         """The receipt with these in it."""
-        recent = tuple((each.up_to, max(0, round((now - each.ended_at) * 1_000))) for each in reversed(self._latest))
+        recent = tuple((each.up_to, receipts.milliseconds(now - each.ended_at)) for each in reversed(self._latest))
         after = self._latest[0].after if self._latest else self._up_to
         return structs.replace(receipt, recent=recent, recent_after=after)
 
@@ -95,6 +95,14 @@ class Received(Struct, frozen=True):
 
     receipt: Receipt
     stored_at: datetime
+
+
+class AllReceived(Struct, frozen=True):
+    """The receipts of all subscribers that have not ended in good order, by name; or as many of them as are read."""
+
+    received: list[Received]
+    truncated: bool
+    """There are more."""
 
 
 async def put_receipt(connection: Client, receipt: Receipt) -> None:
@@ -107,26 +115,37 @@ async def take_receipt_away(connection: Client, name: str, instance: str) -> Non
     await _write(connection, receipts.key(name, instance), b"", receipts.FORGET_HEADERS)
 
 
-async def read_receipts(connection: Client) -> list[Received]:
-    """The last receipts of all subscribers that have not ended in good order, by name. Raises `Unavailable`."""
+async def read_receipt(connection: Client, name: str, instance: str) -> Receipt | None:
+    """The last receipt of a subscriber; None where there is none, or something that is none. Raises `Unavailable`."""
+    bucket = subjects.SUBSCRIBERS
+    subject = subjects.bucket_key(bucket, receipts.key(name, instance))
+    found = (await LogReader(connection, subjects.bucket_stream(bucket)).last_on_leader([subject])).get(subject)
+    return None if found is None or "KV-Operation" in (found.headers or {}) else receipts.decode(found.data)
+
+
+async def read_receipts(connection: Client) -> AllReceived:
+    """The last receipts of all subscribers, at most `MAX_SUBSCRIBERS` of them. Raises `Unavailable`."""
+    truncated = False
     found: list[Received] = []
     async with LogReader(connection, subjects.bucket_stream(subjects.SUBSCRIBERS)) as reader:
         state = await reader.state()
         if state.last == 0 or state.last < state.first:  # never written to, or empty again
-            return found
+            return AllReceived(found, truncated)
         every = [subjects.bucket_subjects(subjects.SUBSCRIBERS)]
         async with reader.follow(0, every, last_per_subject=True) as follower:
-            while len(found) < MAX_SUBSCRIBERS:
+            while not truncated:
                 messages = await follower.next(READ_SECONDS)
                 for each in messages:
                     receipt = None if "KV-Operation" in (each.headers or {}) else receipts.decode(each.data)
                     if receipt is not None:
                         found.append(Received(receipt, each.stored_at))
+                truncated = len(found) > MAX_SUBSCRIBERS
                 if follower.pending == 0:
                     break
                 if not messages:
                     raise Unavailable(follower.trouble or f"the bucket {subjects.SUBSCRIBERS} cannot be read")
-    return sorted(found, key=lambda each: (each.receipt.name, each.receipt.instance))
+    found.sort(key=lambda each: (each.receipt.name, each.receipt.instance))
+    return AllReceived(found[:MAX_SUBSCRIBERS], truncated)
 
 
 async def _write(connection: Client, key: str, value: bytes, headers: Mapping[str, str] | None) -> None:

@@ -272,7 +272,7 @@ async def show_status(reads: NamedDependency[Reads], at_least: AtLeast = None) -
         totals = await queries.totals(seen.connection)
     log, activity = await asyncio.gather(_state(reads.log), _state(reads.activity))
     try:
-        following = await feed.subscribers(reads.connection, reads.feed)
+        following = await feed.subscribers(reads.receipts, reads.log, reads.feed)
     except Unavailable:
         following = None
     status = Status(
@@ -300,7 +300,7 @@ async def show_delivery(reads: NamedDependency[Reads], position: FromPath[str]) 
         state = await reads.log.state()
         if asked.kind != "log" or asked.identity != state.identity or asked.sequence > state.last:
             raise invalid_parameter("position", "a position of this log")
-        told = await feed.delivery(reads.connection, reads.log, reads.feed, asked)
+        told = await feed.delivery(reads.receipts, reads.log, reads.feed, asked)
     except positions.InvalidPosition as error:
         raise invalid_parameter("position", str(error)) from error
     except feed.NotInFeed as error:

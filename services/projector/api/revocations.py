@@ -7,24 +7,28 @@ to deny what it cannot read. What does not decode at all is sent as `malformed`,
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 import msgspec
 from litestar import Litestar, Request, delete, get, put
 from litestar.datastructures import State
+from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery
 from litestar.response.streaming import ASGIStreamingResponse
-from litestar.types import Receive, Scope, Send
+from litestar.types import Message, Receive, Scope, Send
+from msgspec import structs
 
 from door.problems import Problem, invalid_parameter, unavailable
-from door.roles import requires
+from door.roles import Caller, requires
+from door.serving import ABORT
 from grantbook import positions, receipts, subjects, wire
 from grantbook.sdk import clocks
 from grantbook.sdk.log import Follower, LogReader, Raw, Unavailable
 from grantbook.sdk.reading import before
-from grantbook.sdk.subscription import put_receipt, take_receipt_away
+from grantbook.sdk.subscription import put_receipt, read_receipt, take_receipt_away
 from projector.api.parameters import span
 from projector.reads import Reads
 
@@ -33,6 +37,11 @@ CURRENT: Final = "current"
 ABOUT: Final = "about"
 MAX_STREAMS: Final = 256
 """Streams open at once in one process. Each has a consumer in NATS."""
+MAX_STREAMS_OF_A_CALLER: Final = 128
+"""Of these, with one token: who opens all that there are leaves room for others."""
+SEND_SECONDS: Final = 10.0
+"""A caller that takes nothing for so long is let go: it has to come back anyway to know anything."""
+MAX_RECEIPTS_OF_A_CALLER: Final = 1_000
 COMMENT_SECONDS: Final = 1.0
 """So often a comment says whether everything was sent. The contract promises one every 15 s."""
 MAX_BEHIND_COMMENTS: Final = 2
@@ -41,6 +50,7 @@ MAX_STREAM_SECONDS: Final = 3_600.0
 """A stream ends after this time, so that its caller shows its token again. It resumes without a gap."""
 RECONNECT_MILLISECONDS: Final = 1_000
 RETRY_AFTER_SECONDS: Final = 5
+CLOSING_SECONDS: Final = 0.5
 _NEXT_SECONDS: Final = 0.5
 """How long a stream may take to notice that the server is being stopped."""
 
@@ -49,12 +59,26 @@ class OpenStreams:
     """The streams that this process has open. A lifespan of the application puts one into `app.state.streams`."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.closing = False
+        self.of_callers: Counter[str] = Counter()
+        self._closed = asyncio.Event()
+
+    @property
+    def count(self) -> int:
+        """Of all callers."""
+        return self.of_callers.total()
+
+    @property
+    def closing(self) -> bool:
+        """Whether all of them are to end."""
+        return self._closed.is_set()
 
     def close(self) -> None:
         """End all streams within a second. To be called when the server is told to stop, before it waits for them."""
-        self.closing = True
+        self._closed.set()
+
+    async def closed(self) -> None:
+        """Wait for that."""
+        await self._closed.wait()
 
 
 @contextlib.asynccontextmanager
@@ -77,7 +101,7 @@ def end_streams(app: Litestar) -> None:
 class EventStream(ASGIStreamingResponse):
     """An answer that is a stream of events. Counts as open until it is over, however that comes about."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], streams: OpenStreams) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], streams: OpenStreams, caller: str) -> None:
         super().__init__(
             iterator=events,
             media_type="text/event-stream",
@@ -86,14 +110,33 @@ class EventStream(ASGIStreamingResponse):
         )
         self._events = events
         self._streams = streams
-        streams.count += 1
+        self._caller = caller
+        streams.of_callers[caller] += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, until the caller goes away or the events end."""
+        """Answer, until the caller goes away, takes nothing any more, or the events end."""
+        abort: Any = (scope.get("extensions") or {}).get(ABORT)
+
+        async def send_in_time(message: Message) -> None:
+            sending = asyncio.ensure_future(send(message))
+            closing = asyncio.ensure_future(self._streams.closed())
+            try:
+                # When all are to end, a moment is enough: who is there takes what is sent at once.
+                await asyncio.wait((sending, closing), timeout=SEND_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                taken, _ = await asyncio.wait((sending,), timeout=CLOSING_SECONDS)
+                if not taken and callable(abort):
+                    abort()  # which the server tells as it does when a caller goes away
+                await sending
+            finally:
+                sending.cancel()
+                closing.cancel()
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
         finally:
-            self._streams.count -= 1
+            self._streams.of_callers[self._caller] -= 1
+            if not self._streams.of_callers[self._caller]:
+                del self._streams.of_callers[self._caller]
             await self._events.aclose()
 
 
@@ -112,6 +155,7 @@ class EventStream(ASGIStreamingResponse):
 )
 async def stream(
     request: Request[Any, Any, State],
+    caller: NamedDependency[Caller],
     after: FromQuery[str | None] = None,
     event: FromQuery[str | None] = None,
     lookback: FromQuery[str | None] = None,
@@ -130,13 +174,12 @@ async def stream(
     log = reads.log
     if streams.closing:
         raise unavailable("the server is being stopped")
+    later = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    if streams.of_callers[caller.name] >= MAX_STREAMS_OF_A_CALLER:
+        detail = f"{MAX_STREAMS_OF_A_CALLER} streams are open with this token"
+        raise Problem(429, "too_many_streams", detail, headers=later)
     if streams.count >= MAX_STREAMS:
-        raise Problem(
-            503,
-            "too_many_streams",
-            f"{MAX_STREAMS} streams are open",
-            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
-        )
+        raise Problem(503, "too_many_streams", f"{MAX_STREAMS} streams are open", headers=later)
     resume = request.headers.get("last-event-id") or None
     try:
         state = await log.state()
@@ -156,12 +199,20 @@ async def stream(
         except Unavailable as error:
             raise unavailable("the log cannot be reached") from error
         start = positions.Position("log", state.identity, sequence)
-    return EventStream(_events(reads, start, streams), streams)
+    return EventStream(_events(reads, start, streams), streams, caller.name)
 
 
 @put("/revocations/v1/subscribers/{name:str}/{instance:str}", guards=[requires("feed")], status_code=204)
-async def put_own_receipt(request: Request[Any, Any, State], name: FromPath[str], instance: FromPath[str]) -> None:
-    """Say how far a subscriber that reads over HTTP has applied the revocations, for admins to see."""
+async def put_own_receipt(
+    request: Request[Any, Any, State],
+    caller: NamedDependency[Caller],
+    name: FromPath[str],
+    instance: FromPath[str],
+) -> None:
+    """Say how far a subscriber that reads over HTTP has applied the revocations, for admins to see.
+
+    The name is its token's from then on: with another token nobody can say something else, or take the receipt away.
+    """
     receipt = receipts.decode(await request.body())
     if receipt is None:
         raise invalid_parameter("body", "a receipt: see grantbook.receipts")
@@ -169,24 +220,43 @@ async def put_own_receipt(request: Request[Any, Any, State], name: FromPath[str]
         raise invalid_parameter("name", "the same in the path and in the receipt")
     if receipt.feed is not None:
         raise invalid_parameter("feed", "absent: who reads over HTTP knows places in the log alone")
+    reads: Reads = request.app.state.reads
     try:
-        await put_receipt(request.app.state.reads.connection, receipt)
+        if not await _is_callers(reads, caller, name, instance):
+            number = await reads.receipts.number_of(caller.name)
+            if number >= MAX_RECEIPTS_OF_A_CALLER:
+                detail = f"{number} subscribers are known with this token; an admin can forget those that are gone"
+                raise Problem(403, "too_many_subscribers", detail)
+        await put_receipt(reads.connection, structs.replace(receipt, by=caller.name))
     except Unavailable as error:
         raise unavailable(str(error)) from error
 
 
 @delete("/revocations/v1/subscribers/{name:str}/{instance:str}", guards=[requires("feed")], status_code=204)
 async def take_own_receipt_away(
-    request: Request[Any, Any, State], name: FromPath[str], instance: FromPath[str]
+    request: Request[Any, Any, State],
+    caller: NamedDependency[Caller],
+    name: FromPath[str],
+    instance: FromPath[str],
 ) -> None:
     """A subscriber that reads over HTTP ends in good order."""
     for which, text in (("name", name), ("instance", instance)):
         if not receipts.is_name(text):
             raise invalid_parameter(which, "1 to 64 letters, digits, dots, - and _")
+    reads: Reads = request.app.state.reads
     try:
-        await take_receipt_away(request.app.state.reads.connection, name, instance)
+        if await _is_callers(reads, caller, name, instance):
+            await take_receipt_away(reads.connection, name, instance)
     except Unavailable as error:
         raise unavailable(str(error)) from error
+
+
+async def _is_callers(reads: Reads, caller: Caller, name: str, instance: str) -> bool:
+    """Whether the receipt is this caller's; False where there is none. Raises a `Problem` for another's."""
+    found = await read_receipt(reads.connection, name, instance)
+    if found is not None and found.by != caller.name:
+        raise Problem(403, "not_permitted", "this subscriber reports with another token, or over NATS")
+    return found is not None
 
 
 FEED_ROUTES: Final = [stream, put_own_receipt, take_own_receipt_away]
