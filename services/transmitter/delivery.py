@@ -1,8 +1,9 @@
 """Delivery of one event stream: SETs made of what the feed hands out, until the receiver says that it has them.
 
 By push (RFC 8935) a worker sends them, in the order of the feed for each subject of it, and many at once between
-subjects: a client's suspension never comes after its resumption. While a receiver does not answer, one SET is tried
-again and again, ever less often; nothing is given up but a SET that its receiver refused, as such, several times.
+subjects: a client's suspension never comes after its resumption. What a receiver does not take is tried again, ever
+less often, and holds up what is of the same subject alone; nothing is given up but a SET that its receiver refused, as
+such, for hours.
 
 By poll (RFC 8936) a worker keeps some in hand, and gives them out until they are acknowledged.
 
@@ -10,9 +11,10 @@ Nothing in hand is kept anywhere else: the feed's durable consumer has it all, a
 """
 
 import asyncio
+import math
 import ssl
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import httpx
@@ -41,7 +43,13 @@ MIN_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 60.0
 """Between two tries of a receiver that does not answer: when it is back, it knows of revocations a minute later."""
 MAX_REFUSALS: Final = 5
-"""A SET that its receiver refused, as such, so many times is given up: others wait behind it."""
+REFUSED_SECONDS: Final = 6 * 3_600.0
+"""A SET that its receiver refused, as such, so many times and for so long is given up; until then it comes again, ever
+less often. One that it refuses for a reason of its own, like a key that it does not know, is never given up."""
+MAX_UNPUSHED: Final = 512
+"""SETs in hand that a receiver has not taken. While one is held up, those of other clients and grants are pushed."""
+HELD_UP_SECONDS: Final = 0.25
+"""Between two looks at what may be tried again, or is new, while something is held up."""
 MAX_HELD: Final = 256
 """SETs in hand for a receiver that polls."""
 MAX_POLLED: Final = 100
@@ -73,6 +81,22 @@ class Tools(Struct, frozen=True):
     unseal: Callable[[Stream], str | None]
     jitter: Callable[[], float]
     verified: Callable[[Stream, str], Awaitable[None]]
+
+
+class _Refusals:
+    """How often a SET was refused, and since when."""
+
+    __slots__ = ("count", "since")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.since = math.inf
+
+    def once_more(self, now: float) -> bool:
+        """Refused again, at a time of the event loop: whether it is to be given up."""
+        self.count += 1
+        self.since = min(self.since, now)
+        return self.count >= MAX_REFUSALS and now - self.since >= REFUSED_SECONDS
 
 
 class Token(Struct, frozen=True):
@@ -126,6 +150,8 @@ class Delivering:
 
     def __init__(self, stream: Stream, durable: Durable, tools: Tools) -> None:
         self.stream = stream
+        self._after_seconds = 0.0
+        """How long the receiver asked us to wait, in its last answer."""
         self.trouble: str | None = None
         """Why the receiver has not got what it should have, in words, or None."""
         self._durable = durable
@@ -139,6 +165,11 @@ class Delivering:
         """The stream was changed, in something else than its delivery."""
         self.stream = stream
 
+    def _backoff_seconds(self, failures: int) -> float:
+        """Twice as long each time, of which half is chance: receivers that come back are not met by all at once."""
+        longest = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
+        return max(longest * (0.5 + 0.5 * self._tools.jitter()), self._after_seconds)
+
     async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
@@ -150,13 +181,49 @@ class Delivering:
             await asyncio.sleep(RETRY_SECONDS)
 
 
+class _InHand:
+    """A message of the feed that the receiver has not got yet, and where to acknowledge it."""
+
+    __slots__ = ("raw", "reply")
+
+    def __init__(self, handed: Handed) -> None:
+        self.raw = handed.raw
+        self.reply = handed.reply
+
+
+class _Line:
+    """What is of one subject, in order, and when it is tried next, by the event loop's clock."""
+
+    __slots__ = ("failures", "not_before", "subject", "waiting")
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.waiting: deque[_InHand] = deque()
+        self.failures = 0
+        self.not_before = 0.0
+
+
+def _due(lines: Mapping[str, _Line], now: float) -> list[_Line]:
+    """The lines whose time has come, those that waited longest first; and so what was never tried before all."""
+    return sorted((each for each in lines.values() if each.not_before <= now), key=lambda each: each.not_before)
+
+
+def _place(handed: Handed, lines: dict[str, _Line], in_hand: dict[int, _InHand]) -> None:
+    known = in_hand.get(handed.raw.sequence)
+    if known is not None:  # the server missed its acknowledgement, and hands it out again
+        known.reply = handed.reply
+        return
+    fresh = in_hand[handed.raw.sequence] = _InHand(handed)
+    subject = handed.raw.subject
+    lines.setdefault(subject, _Line(subject)).waiting.append(fresh)
+
+
 class Pushing(Delivering):
     """Delivery by push."""
 
     def __init__(self, stream: Stream, durable: Durable, tools: Tools) -> None:
         super().__init__(stream, durable, tools)
-        self._refusals: dict[str, int] = {}
-        self._after_seconds = 0.0
+        self._refusals: dict[str, _Refusals] = {}
         self._asked = asyncio.Event()
         self._asked.set()
 
@@ -172,37 +239,48 @@ class Pushing(Delivering):
         self._asked.set()
 
     async def _push_feed(self, client: httpx.AsyncClient) -> None:
+        """What is of one subject goes in order; what cannot be brought to the receiver holds up nothing else."""
+        loop = asyncio.get_running_loop()
         await self._durable.open()
+        lines: dict[str, _Line] = {}
+        in_hand: dict[int, _InHand] = {}
+        barren = False
         while True:
-            handed = await self._durable.pull(MAX_PUSHES, WAIT_SECONDS)
-            lines: dict[str, deque[Handed]] = {}
-            for each in handed:
-                lines.setdefault(each.raw.subject, deque()).append(each)
-            left = list(lines.values())
-            failures = 0
-            while left:
-                # One is enough to find out whether a receiver that failed is back.
-                tried = left[:1] if failures else left
-                waiting = sum(map(len, tried))
-                for outcome in await asyncio.gather(
-                    *(self._push_line(client, line) for line in tried), return_exceptions=True
-                ):
-                    if outcome is not None:
-                        raise outcome
-                left = [line for line in left if line]
-                behind = sum(map(len, tried))
-                failures = 0 if not behind else 1 if behind < waiting else failures + 1
-                if failures:
-                    await asyncio.sleep(self._backoff_seconds(failures))
+            due = _due(lines, loop.time())
+            if room := MAX_UNPUSHED - len(in_hand):
+                seconds = 0.0 if lines else WAIT_SECONDS
+                for each in await self._durable.pull(min(room, MAX_PUSHES), seconds):
+                    _place(each, lines, in_hand)
+                due = _due(lines, loop.time())
+            # A receiver that takes nothing is not tried with all at once.
+            tried = due[: 1 if barren else MAX_PUSHES]
+            before = len(in_hand)
+            for outcome in await asyncio.gather(
+                *(self._push_line(client, line, in_hand) for line in tried), return_exceptions=True
+            ):
+                if outcome is not None:
+                    raise outcome
+            for line in tried:
+                if line.waiting:
+                    line.failures += 1
+                    line.not_before = loop.time() + self._backoff_seconds(line.failures)
+                else:
+                    del lines[line.subject]
+            barren = bool(tried) and len(in_hand) == before
+            if lines and (barren or not tried):
+                await asyncio.sleep(HELD_UP_SECONDS)
 
-    async def _push_line(self, client: httpx.AsyncClient, line: deque[Handed]) -> None:
+    async def _push_line(self, client: httpx.AsyncClient, line: "_Line", in_hand: "dict[int, _InHand]") -> None:
         """Push what is of one subject, one after the other, up to the first that does not get through."""
-        while line:
-            token = token_of(line[0].raw, self.stream, self._tools)
+        while line.waiting:
+            first = line.waiting[0]
+            token = token_of(first.raw, self.stream, self._tools)
             if token is not None and not await self._push(client, token):
                 return
-            await self._durable.acknowledge(line[0].reply)
-            line.popleft()
+            await self._durable.acknowledge(first.reply)
+            line.waiting.popleft()
+            line.failures = 0
+            del in_hand[first.raw.sequence]
 
     async def _push_verifications(self, client: httpx.AsyncClient) -> None:
         while True:
@@ -240,29 +318,25 @@ class Pushing(Delivering):
         return answer.outcome == "refused" and self._refused_too_often(token.jti)
 
     def _refused_too_often(self, jti: str) -> bool:
-        self._refusals[jti] = self._refusals.get(jti, 0) + 1
-        if self._refusals[jti] < MAX_REFUSALS:
+        refusals = self._refusals.setdefault(jti, _Refusals())
+        if not refusals.once_more(asyncio.get_running_loop().time()):
             return False
         del self._refusals[jti]
         _log.error("a SET is given up: its receiver refuses it", stream=self.stream.stream_id, jti=jti)
         SETS.labels("given_up").inc()
         return True
 
-    def _backoff_seconds(self, failures: int) -> float:
-        """Twice as long each time, of which half is chance: receivers that come back are not met by all at once."""
-        longest = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
-        return max(longest * (0.5 + 0.5 * self._tools.jitter()), self._after_seconds)
-
 
 class _Held:
-    """A SET in the hand of a receiver that polls."""
+    """A SET in the hand of a receiver that polls, and when it may be given out again, by the event loop's clock."""
 
-    __slots__ = ("refusals", "reply", "token")
+    __slots__ = ("not_before", "refusals", "reply", "token")
 
     def __init__(self, token: Token, reply: str) -> None:
         self.token = token
         self.reply = reply
-        self.refusals = 0
+        self.refusals = _Refusals()
+        self.not_before = 0.0
 
 
 class Polled(Struct, frozen=True):
@@ -296,26 +370,34 @@ class Polling(Delivering):
     def give(self, most: int) -> Polled:
         """At most so many SETs, the oldest first: those that were given out before and not acknowledged, too."""
         asked = [verification_token(each, self.stream, self._tools) for each in self.stream.verifications]
-        every = [*asked, *(each.token for each in self._held.values())]
+        now = asyncio.get_running_loop().time()
+        every = [*asked, *(each.token for each in self._held.values() if each.not_before <= now)]
         self.moved.clear()
         return Polled({each.jti: each.text for each in every[:most]}, more=len(every) > most)
 
-    async def acknowledge(self, taken: Sequence[str], refused: Sequence[str]) -> None:
-        """The receiver has these, and refuses those (RFC 8936 sections 2.4.2 to 2.4.4). Raises `Unavailable`.
+    async def acknowledge(self, taken: Sequence[str], refused: Mapping[str, str]) -> None:
+        """The receiver has these, and refuses those, each with an error (RFC 8936 sections 2.4.2 to 2.4.4).
+
+        Raises `Unavailable`. What is refused comes again, ever less often, until it was refused for long as such.
 
         What is not in hand is ignored: it was acknowledged before, or will be given out again.
         """
         done = [jti for jti in taken if jti in self._held]
         verifications = {sets.jti_of(self.stream.stream_id, each.id): each.id for each in self.stream.verifications}
-        for jti in refused:
+        loop = asyncio.get_running_loop()
+        for jti, error in refused.items():
             held = self._held.get(jti)
             SETS.labels("refused").inc()
-            if held is not None:
-                held.refusals += 1
-                if held.refusals >= MAX_REFUSALS:
-                    _log.error("a SET is given up: its receiver refuses it", stream=self.stream.stream_id, jti=jti)
-                    SETS.labels("given_up").inc()
-                    done.append(jti)
+            if held is None:
+                continue
+            if held.refusals.once_more(loop.time()) and error not in push.NOT_OF_THE_SET:
+                _log.error("a SET is given up: its receiver refuses it", stream=self.stream.stream_id, jti=jti)
+                SETS.labels("given_up").inc()
+                done.append(jti)
+            else:
+                seconds = self._backoff_seconds(held.refusals.count)
+                held.not_before = loop.time() + seconds
+                loop.call_later(seconds, self.moved.set)  # for a poll that waits
         SETS.labels("taken").inc(len(set(taken) & (set(self._held) | set(verifications))))
         await asyncio.gather(*(self._durable.acknowledge(self._held[jti].reply) for jti in dict.fromkeys(done)))
         for jti in done:

@@ -17,8 +17,11 @@ PUSH_SECONDS: Final = 10.0
 """For a push, from the look-up of the host's name to the end of the answer."""
 MAX_ANSWER_BYTES: Final = 4_096
 MAX_RETRY_AFTER_SECONDS: Final = 3_600.0
-NOT_OF_THE_SET: Final = frozenset({"authentication_failed", "access_denied"})
-"""Errors of RFC 8935 section 2.4 that say nothing against the SET: it is sent again until the receiver lets us in."""
+NOT_OF_THE_SET: Final = frozenset(
+    {"invalid_key", "invalid_issuer", "invalid_audience", "authentication_failed", "access_denied"}
+)
+"""Errors of RFC 8935 section 2.4 that say nothing against the SET: it is sent again until the receiver is set right. A
+key that it does not know may be one that it fetches with its next look at our key set."""
 
 Outcome = Literal["taken", "refused", "failed"]
 

@@ -17,6 +17,8 @@ MAX_ADDRESSES: Final = 16
 """Of one name, that are looked at."""
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that is routed on the internet; the rest is deprecated, translated or local (IANA's registry)."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -62,6 +64,10 @@ class Reach:
             return True
         if self._loopback and address.is_loopback:
             return True
+        if isinstance(address, ipaddress.IPv6Address) and not (
+            address in _GLOBAL_UNICAST or address in _NAT64 or address.ipv4_mapped is not None
+        ):
+            return False
         return all(each.is_global and not each.is_multicast for each in (address, *_inside(address)))
 
     async def address_of(self, url: httpx.URL) -> str:

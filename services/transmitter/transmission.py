@@ -7,7 +7,8 @@ of things twice, and no order is kept.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -28,6 +29,8 @@ MAX_STREAMS: Final = 256
 MAX_STREAMS_OF_RECEIVER: Final = 8
 MAX_POLLS: Final = 256
 """Open at once in one process."""
+MAX_POLLS_OF_RECEIVER: Final = 2 * MAX_STREAMS_OF_RECEIVER
+"""Open at once for one receiver: one for each stream, and one that the receiver has lost sight of."""
 POLL_SECONDS: Final = 25.0
 """How long a poll waits for something to give out; shorter than what most proxies and clients wait."""
 APPLIED_SECONDS: Final = 2.0
@@ -81,7 +84,8 @@ class Transmission:
         self._bucket = bucket
         self._tools = make_tools(self)
         self._at_work: dict[str, _AtWork] = {}
-        self._polls = 0
+        self._polls: Counter[str] = Counter()
+        """Open ones of each receiver."""
         self._applied = asyncio.Event()
         """Set when something of the bucket was taken over."""
         self._to_remove: set[str] = set()
@@ -155,7 +159,7 @@ class Transmission:
         *,
         most: int,
         taken: Sequence[str],
-        refused: Sequence[str],
+        refused: Mapping[str, str],
         wait_seconds: float,
     ) -> Polled:
         """One poll of a receiver (RFC 8936 section 2.4): first what it acknowledges, then what it is given.
@@ -165,16 +169,18 @@ class Transmission:
         entry = await self.find(owner, stream_id)
         if entry.stream.delivery.method != POLL:
             raise NotPolled
-        if self._polls >= MAX_POLLS:
+        if self._polls.total() >= MAX_POLLS or self._polls[owner] >= MAX_POLLS_OF_RECEIVER:
             raise TooManyPolls
-        self._polls += 1
+        self._polls[owner] += 1
         try:
             polling = await self._polling(entry.stream)
             if polling is not None and (taken or refused):
                 await polling.acknowledge(taken, refused)
             return await self._given(entry.stream, min(most, MAX_POLLED), wait_seconds if most else 0.0)
         finally:
-            self._polls -= 1
+            self._polls[owner] -= 1
+            if not self._polls[owner]:
+                del self._polls[owner]
 
     async def _given(self, stream: Stream, most: int, wait_seconds: float) -> Polled:
         loop = asyncio.get_running_loop()

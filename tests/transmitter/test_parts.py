@@ -191,6 +191,11 @@ def test_a_sealing_key_is_made_once(tmp_path: Path) -> None:
         "https://[64:ff9b::a00:1]/",
         "https://[2002:a00:1::]/",
         "https://0.0.0.0/",
+        "https://[fec0::1]/",
+        "https://[::7f00:1]/",
+        "https://[64:ff9b:1::a00:1]/",
+        "https://[::ffff:0:10.0.0.1]/",
+        "https://[2001:0:4136:e378:8000:63bf:f5ff:fffe]/",
         "https://224.0.0.1/",
         "https://user:word@receiver.example/",
         "https://receiver.example/#here",
@@ -218,6 +223,8 @@ def test_operators_allow_hosts_and_networks() -> None:
     Reach(loopback=True).check_url("http://127.0.0.1:8000/")
     with pytest.raises(ValueError, match="https"):
         Reach(loopback=True).check_url("http://receiver.example/")
+    Reach().check_url("https://[2606:4700::1111]/")
+    Reach().check_url("https://[64:ff9b::808:808]/")
     some = Reach(hosts=["a.example", ".b.example"])
     some.check_url("https://a.example/")
     some.check_url("https://x.b.example/")

@@ -4,11 +4,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from nats.aio.client import Client
 
 from tests.sdk.given import revoked, write
 from tests.transmitter.given import Transmitter, transmitting, until, unverified, verified
-from transmitter import delivery, sets
+from transmitter import delivery, sets, transmission
 
 
 def grants_of(tokens: dict[str, str]) -> list[str]:
@@ -55,7 +56,7 @@ async def test_a_poll_waits_for_the_first(log: Client, transmitter: Transmitter)
     """Users: a receiver that polls hears of a revocation at once, and not when it asks the next time."""
     stream_id = (await transmitter.stream())["stream_id"]
     polling = asyncio.create_task(transmitter.poll(stream_id, returnImmediately=False))
-    await until(lambda: transmitter.service.transmission._polls == 1)
+    await until(lambda: transmitter.service.transmission._polls.total() == 1)
     await write(log, revoked("c", "g"))
     assert grants_of(await polling) == ["g"]
 
@@ -75,15 +76,32 @@ async def test_more_than_is_in_hand_gets_through(log: Client, transmitter: Trans
     assert heard == [f"g{number}" for number in range(count)]
 
 
-async def test_what_a_receiver_refuses_is_given_up_in_the_end(log: Client, transmitter: Transmitter) -> None:
-    """Receivers that cannot digest a SET: it comes a few times more, in case that was passing, and then no more."""
+async def test_what_a_receiver_refuses_comes_again_less_often(
+    log: Client, transmitter: Transmitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Receivers that cannot digest a SET: it comes again, in case that was passing, and only after hours no more."""
+    monkeypatch.setattr(delivery, "MIN_BACKOFF_SECONDS", 0.2)
     stream_id = (await transmitter.stream())["stream_id"]
     await write(log, revoked("c", "bad"), revoked("c", "good"))
     bad, good = await transmitter.polled(stream_id, 2)
-    errors = {bad: {"err": "invalid_key", "description": "unknown kid"}}
-    for _ in range(delivery.MAX_REFUSALS - 1):
-        assert set(await transmitter.poll(stream_id, setErrs=errors)) == {bad, good}
-    assert set(await transmitter.poll(stream_id, setErrs=errors)) == {good}
+    unknown = {bad: {"err": "invalid_key", "description": "unknown kid"}}
+    assert set(await transmitter.poll(stream_id, setErrs=unknown)) == {good}
+    await transmitter.polled(stream_id, 2)
+    monkeypatch.setattr(delivery, "REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(delivery, "MIN_BACKOFF_SECONDS", 0.0)
+    for _ in range(2 * delivery.MAX_REFUSALS):  # of our key, and never given up for that
+        await transmitter.poll(stream_id, setErrs=unknown)
+    await transmitter.polled(stream_id, 2)
+    assert set(await transmitter.poll(stream_id, setErrs={bad: {"err": "invalid_request"}})) == {good}
+
+
+async def test_a_receiver_leaves_polls_for_others(transmitter: Transmitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receivers: one that polls again and again, and never waits for an answer, takes its own places alone."""
+    monkeypatch.setattr(transmission, "MAX_POLLS_OF_RECEIVER", 0)
+    stream_id = (await transmitter.stream())["stream_id"]
+    answer = await transmitter.mail.post(f"/ssf/v1/streams/{stream_id}/poll", json={"returnImmediately": True})
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
 
 
 async def test_verification_events_are_polled(transmitter: Transmitter) -> None:
@@ -131,7 +149,7 @@ async def test_polls_end_when_the_transmitter_does(transmitter: Transmitter) -> 
     """Operators: a restart does not wait for polls that wait."""
     stream_id = (await transmitter.stream())["stream_id"]
     polling = asyncio.create_task(transmitter.poll(stream_id, returnImmediately=False))
-    await until(lambda: transmitter.service.transmission._polls == 1)
+    await until(lambda: transmitter.service.transmission._polls.total() == 1)
     transmitter.service.transmission.closing.set()
     async with asyncio.timeout(5):
         assert await polling == {}

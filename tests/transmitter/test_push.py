@@ -94,7 +94,7 @@ async def test_what_is_about_one_client_keeps_its_order(
 async def test_a_set_that_is_refused_does_not_hold_up_others(
     log: Client, transmitter: Transmitter, receiver: Receiver
 ) -> None:
-    """Users: what a receiver cannot digest is tried a few times, and what is behind it arrives all the same."""
+    """Users: what a receiver cannot digest is tried for long, and what is behind it arrives meanwhile."""
     refused: list[str] = []
 
     def answer(token: str) -> Response[dict[str, str]]:
@@ -109,8 +109,62 @@ async def test_a_set_that_is_refused_does_not_hold_up_others(
     await until(lambda: len(refused) > 0)
     await write(log, revoked("c", "good"))
     await until(lambda: len(receiver.tokens) == 1)
-    assert len(refused) == delivery.MAX_REFUSALS
+    await until(lambda: len(refused) >= 2)  # seconds have passed, not hours: it comes again
     assert len({unverified(each)["jti"] for each in refused}) == 1
+
+
+async def test_a_set_that_breaks_its_receiver_does_not_hold_up_others(
+    log: Client, transmitter: Transmitter, receiver: Receiver
+) -> None:
+    """Users of a receiver with a fault: one SET that it answers 500 to is not the end of all others."""
+
+    def answer(token: str) -> Response[dict[str, str]]:
+        return Response({}, status_code=500 if unverified(token)["sub_id"]["session"]["id"] == "bad" else 202)
+
+    receiver.answer = answer
+    await transmitter.pushed_to(receiver)
+    await write(log, revoked("c", "bad"), *(revoked("c", f"good{number}") for number in range(40)))
+    await until(lambda: len(receiver.tokens) == 40)
+
+
+@pytest.mark.parametrize("error", ["invalid_key", "invalid_issuer", "invalid_audience", "access_denied"])
+async def test_what_a_receiver_has_to_set_right_is_never_given_up(
+    log: Client, transmitter: Transmitter, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """Users: a receiver that keeps our keys for minutes knows the new one after that; the revocation counts then."""
+    monkeypatch.setattr(delivery, "REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(delivery, "MAX_BACKOFF_SECONDS", 0.05)
+    tries = 0
+
+    def answer(_: str) -> Response[dict[str, str]]:
+        nonlocal tries
+        tries += 1
+        return Response({"err": error}, status_code=400 if tries <= 2 * delivery.MAX_REFUSALS else 202)
+
+    receiver.answer = answer
+    await transmitter.pushed_to(receiver)
+    await write(log, revoked("c", "g"))
+    await until(lambda: len(receiver.tokens) == 1)
+
+
+async def test_what_is_refused_for_hours_is_given_up(
+    log: Client, transmitter: Transmitter, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators: what can never be delivered is not tried for ever."""
+    monkeypatch.setattr(delivery, "REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr(delivery, "MAX_BACKOFF_SECONDS", 0.05)
+    refused: list[str] = []
+
+    def answer(token: str) -> Response[dict[str, str]]:
+        refused.append(token)
+        return Response({"err": "invalid_request"}, status_code=400)
+
+    receiver.answer = answer
+    given_up = delivery.SETS.labels("given_up")._value.get()
+    await transmitter.pushed_to(receiver)
+    await write(log, revoked("c", "g"))
+    await until(lambda: delivery.SETS.labels("given_up")._value.get() > given_up)
+    assert len(refused) == delivery.MAX_REFUSALS
 
 
 async def test_a_receiver_that_does_not_let_us_in_is_no_refusal(

@@ -66,7 +66,7 @@ async def poll_stream(
         stream_id,
         most=asked.max_events,
         taken=asked.ack,
-        refused=tuple(asked.set_errs),
+        refused={jti: each.err for jti, each in asked.set_errs.items()},
         wait_seconds=0.0 if asked.return_immediately else POLL_SECONDS,
     )
     return answer(PollAnswer(given.sets, given.more or UNSET))
