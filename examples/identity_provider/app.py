@@ -1,6 +1,7 @@
 """The pages and endpoints, on Flask; OAuth itself is Authlib's."""
 
 import hmac
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from authlib.common.urls import add_params_to_uri
 from authlib.integrations.flask_oauth2 import AuthorizationServer
+from authlib.integrations.flask_oauth2.requests import FlaskOAuth2Payload
 from authlib.oauth2.rfc6749.errors import OAuth2Error
 from flask import Flask, Response, jsonify, redirect, render_template, request, session, url_for
 from werkzeug.security import check_password_hash, generate_password_hash
 from werkzeug.wrappers import Response as AnyResponse
 
 from examples.identity_provider import grants
-from examples.identity_provider.grants import GRANT_LIFETIME, METHODS, Provider, RegisteredClient
+from examples.identity_provider.grants import GRANT_LIFETIME, METHODS, ClientSuspended, Provider
 from examples.identity_provider.register import Register, RegisterAway
 from examples.identity_provider.store import Store
 from examples.identity_provider.tokens import Signer
@@ -28,6 +31,7 @@ NOBODY: Final = generate_password_hash(secrets.token_hex(16))
 SCOPES: Final = {"mail.read": "Read your mail", "mail.send": "Send mail as you"}
 SESSION_SECONDS: Final = 3_600
 MAX_BODY_BYTES: Final = 64 * 1024
+_OWN_PATH: Final = re.compile(r"/authorize\?[!#-\[\]-~]*")
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,28 @@ class Consent:
 
     user_id: str
     grant_id: str
-    resource: str
 
 
-class InvalidTarget(OAuth2Error):  # type: ignore[misc]  # Authlib has no types
-    """RFC 8707 section 2: not a resource of ours."""
+class Sent(FlaskOAuth2Payload):  # type: ignore[misc]  # Authlib has no types
+    """Parameters from where the standard has them: an authorization request's from its query, others' from the body.
 
-    error = "invalid_target"
+    Authlib mixes the two. Then a consent could be for what the page did not show, and tokens' URLs hold secrets.
+    """
+
+    @property
+    def data(self) -> Any:
+        """Query or body (RFC 6749 sections 4.1.1, 4.1.3 and 6)."""
+        return self._request.args if self._request.path == "/authorize" else self._request.form
+
+
+class Server(AuthorizationServer):  # type: ignore[misc]
+    """Authlib's, with parameters as `Sent` has them."""
+
+    def create_oauth2_request(self, _: Any) -> Any:
+        """The request that Flask is at."""
+        made = super().create_oauth2_request(None)
+        made.payload = Sent(request)
+        return made
 
 
 def create_app(settings: Settings) -> Flask:
@@ -70,13 +89,11 @@ def create_app(settings: Settings) -> Flask:
     )
     register = Register(settings.grantbook_url, settings.idp_token)
     signer = Signer(settings.issuer, settings.data / "signing-key.json")
-    provider = Provider(register, Store(settings.data / "credentials.sqlite"), signer)
+    store = Store(settings.data / "credentials.sqlite")
+    provider = Provider(register, store, signer, scopes=frozenset(SCOPES), resources=settings.resources)
 
-    def query_client(client_id: str) -> RegisteredClient | None:
-        registration = register.client(client_id)
-        return None if registration is None else RegisteredClient(register, registration)
-
-    server = AuthorizationServer(app, query_client=query_client, save_token=lambda *_: None)
+    server = Server(app, query_client=provider.client, save_token=lambda *_: None)
+    server.register_client_auth_method("client_secret_basic", grants.basic)
     server.register_grant(grants.code_grant(provider), [grants.Pkce(required=True)])
     server.register_grant(grants.refresh_grant(provider))
     server.register_endpoint(grants.revocation(provider))
@@ -202,11 +219,8 @@ def _add_consent(app: Flask, server: Any, register: Register, settings: Settings
             return redirect(url_for("show_login", next=request.full_path), 303)
         try:
             grant = server.get_consent_grant(end_user=_user())
-            _resource(settings)
         except OAuth2Error as error:
-            return _refused(error)
-        if grant.client.is_suspended:
-            return _page("message.html", 403, message="An administrator has suspended this agent.")
+            return _refused(error, settings.issuer)
         return _page(
             "consent.html",
             target=grant.redirect_uri,
@@ -224,9 +238,8 @@ def _add_consent(app: Flask, server: Any, register: Register, settings: Settings
             return redirect(url_for("show_login", next=request.full_path), 303)
         try:
             grant = server.get_consent_grant(end_user=name)
-            resource = _resource(settings)
         except OAuth2Error as error:
-            return _refused(error)
+            return _refused(error, settings.issuer)
         consent = None
         if request.form.get("decision") == "allow":
             grant_id = register.grant(
@@ -238,21 +251,20 @@ def _add_consent(app: Flask, server: Any, register: Register, settings: Settings
             )
             if grant_id is None:
                 return _page("message.html", 403, message="This agent was suspended or deleted just now.")
-            consent = Consent(name, grant_id, resource)
+            consent = Consent(name, grant_id)
         answer: AnyResponse = server.create_authorization_response(grant_user=consent, grant=grant)
         return answer
 
 
-def _resource(settings: Settings) -> str:
-    """What the tokens are for (RFC 8707). Raises `InvalidTarget`."""
-    asked = request.args.getlist("resource") or [settings.resources[0]]
-    if len(asked) != 1 or asked[0] not in settings.resources:
-        raise InvalidTarget("The resource is none of ours.")
-    return asked[0]
+def _refused(error: Any, issuer: str) -> AnyResponse:
+    """Sent back to the agent with `state` and `iss` (RFC 6749 section 4.1.2.1, RFC 9207), or else shown.
 
-
-def _refused(error: Any) -> Response:
-    """Shown, and never sent on: where to is just what may be wrong."""
+    Shown, and never sent on, where the client or the redirect URI is what is wrong: those errors have no redirect URI.
+    """
+    if error.redirect_uri:
+        return redirect(add_params_to_uri(error.redirect_uri, [*error.get_body(), ("iss", issuer)]), 303)
+    if isinstance(error, ClientSuspended):
+        return _page("message.html", 403, message="An administrator has suspended this agent.")
     return _page("message.html", 400, message=f"The agent's request cannot be used: {error.error}.")
 
 
@@ -267,7 +279,7 @@ def _shown_host(uri: str) -> str:
 
 def _own_path(path: str) -> str:
     """A path to go on with, if it is one of ours: nobody is sent elsewhere."""
-    return path if path.startswith("/authorize?") else "/"
+    return path if _OWN_PATH.fullmatch(path) else "/"
 
 
 def _page(template: str, status: int = 200, *, target: str = "", **values: Any) -> Response:

@@ -3,6 +3,8 @@
 Every answer is from the log, never stale. While Grantbook is away nothing can be decided: `RegisterAway`.
 """
 
+import logging
+import threading
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
@@ -10,6 +12,9 @@ from urllib.parse import quote
 import httpx
 
 ASK_SECONDS: Final = 5.0
+MAX_UNREPORTED: Final = 1_000
+"""Refreshes that wait to be reported; of more, the latest."""
+_log: Final = logging.getLogger(__name__)
 
 
 class RegisterAway(Exception):
@@ -23,6 +28,8 @@ class Register:
         self._http = httpx.Client(
             base_url=url, headers={"Authorization": f"Bearer {idp_token}"}, timeout=ASK_SECONDS, follow_redirects=False
         )
+        self._lock = threading.Lock()
+        self._unreported: dict[str, dict[str, str]] = {}
 
     def client(self, client_id: str) -> dict[str, Any] | None:
         """The registration, with its `status` and `flags`; None where there is none, or it was deleted."""
@@ -52,7 +59,10 @@ class Register:
         self._ask("POST", path, {"reason": reason}, none={404, 410})
 
     def refreshed(self, client_id: str, grant_id: str, expires_at: datetime) -> None:
-        """A refresh moved the grant's expiry."""
+        """A refresh moved the grant's expiry. Where that cannot be told now, it is told with the next; never raises.
+
+        The client has its answer to get: its old token is used up.
+        """
         entry = {
             "client_id": client_id,
             "grant_id": grant_id,
@@ -60,7 +70,14 @@ class Register:
             "at": datetime.now(UTC).isoformat(),
             "expires_at": expires_at.isoformat(),
         }
-        self._ask("POST", "/idp/v1/activity", {"activity": [entry]}, none=set())
+        with self._lock:
+            waiting, self._unreported = self._unreported | {grant_id: entry}, {}
+        try:
+            self._ask("POST", "/idp/v1/activity", {"activity": list(waiting.values())}, none=set())
+        except RegisterAway as error:
+            _log.warning("Grantbook: %s; %d refreshes wait to be reported", error, len(waiting))
+            with self._lock:
+                self._unreported = dict(list((waiting | self._unreported).items())[-MAX_UNREPORTED:])
 
     def _ask(self, method: str, path: str, body: object = None, *, none: set[int]) -> dict[str, Any] | None:
         try:

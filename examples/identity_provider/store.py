@@ -107,6 +107,14 @@ class Store:
         # One that was used is known for longer: its second use is what gives a thief away.
         return found if found.used or found.expires_at > time.time() else None
 
+    def owner(self, kind: str, secret: str) -> str | None:
+        """The client that it was given to, whether it is still good or not; None where nobody remembers it."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT client_id FROM credentials WHERE hash = ? AND kind = ?", (_hash(secret), kind)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
     def use(self, credential: Credential) -> bool:
         """Use it up: whether it was still to be had. Of two at once, one gets it."""
         with self._lock:
