@@ -39,6 +39,17 @@ SENTENCES: Final[dict[str, str]] = {
 }
 """Every flag with its sentence, the gravest first."""
 ALL: Final = tuple(SENTENCES)
+TO_REVIEW: Final = (
+    "known_name_unknown_host",
+    "look_alike_name",
+    "mixed_script_name",
+    "mixed_script_host",
+    "ip_literal_host",
+    "other_site",
+    "punycode_host",
+    "private_use_authority",
+)
+"""Flags that a person should look at. The others hold for most honest agents of some kind, or pass by themselves."""
 FROM_HISTORY: Final = ("new_redirect_host", "many_registrations", "never_used")
 
 _WEB: Final = frozenset({"http", "https"})

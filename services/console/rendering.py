@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import jinja2
 from litestar import Request, Response
@@ -18,7 +18,7 @@ from litestar.datastructures import State
 from msgspec import UNSET
 
 from appraisal import flags, uris
-from console import plots, times
+from console import times
 from grantbook import subjects
 
 HERE: Final = Path(__file__).parent
@@ -108,6 +108,11 @@ def in_path(id_or_key: str) -> str:
     return subjects.token_in_path(id_or_key)
 
 
+def segment(text: str) -> str:
+    """A name as one segment of a path."""
+    return quote(text, safe="")
+
+
 def is_plain_path(path: str) -> bool:
     """Whether it is a path and nothing else, which no browser can read as leading elsewhere."""
     return _PLAIN_PATH.match(path) is not None
@@ -137,7 +142,6 @@ _environment.globals.update(
     all_flags=flags.ALL,
     grave=GRAVE,
     sources=SOURCES,
-    sparkline=plots.sparkline,
 )
 _environment.filters.update(
     number=lambda value: f"{value:,}",

@@ -122,6 +122,8 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
     last_activity_before: datetime | None = None
     has_active_grants: bool | None = None
     family: str | None = None
+    needs_review: bool | None = None
+    client_key: str | None = None
 
 
 class Stale(Struct, frozen=True):
@@ -500,7 +502,7 @@ def audit_event(row: Row, identity: str) -> AuditEvent:
     )
 
 
-def _clients_where(wanted: ClientFilter) -> _Where:  # noqa: C901  one condition a filter
+def _clients_where(wanted: ClientFilter) -> _Where:  # noqa: C901, PLR0912  one condition a filter
     where = _Where()
     where.add(CLIENT_STATES[wanted.status])
     if wanted.name is not None:
@@ -513,6 +515,10 @@ def _clients_where(wanted: ClientFilter) -> _Where:  # noqa: C901  one condition
         where.add("c.grant_types @> {}::text[]", list(wanted.grant_types))
     if wanted.source is not None:
         where.add("c.source = {}", wanted.source)
+    if wanted.needs_review is not None:
+        where.add("(c.flags && {}) = {}", list(flags.TO_REVIEW), wanted.needs_review)
+    if wanted.client_key is not None:
+        where.add("c.client_key = {}", wanted.client_key)
     for each in wanted.flags:
         where.add(FLAG_CONDITIONS.get(each, "{} = ANY(c.flags)"), *(() if each in FLAG_CONDITIONS else (each,)))
     if wanted.created_after is not None:

@@ -123,9 +123,7 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("headers", ELSEWHERE, ids=str)
-async def test_what_comes_from_elsewhere_does_nothing(
-    console: Console, house: House, headers: dict[str, str]
-) -> None:
+async def test_what_comes_from_elsewhere_does_nothing(console: Console, house: House, headers: dict[str, str]) -> None:
     """An admin who has another page open, which sends a form of its own here."""
     client = await house.register()
     grant = await house.grant(client)

@@ -391,3 +391,20 @@ async def test_head_answers_like_get_without_a_body(lists: Api) -> None:
     answer = await lists.http.head("/admin/v1/clients", headers=headers)
     assert answer.status_code == 200
     assert answer.headers["Grantbook-Position"] == (await lists.ask("/admin/v1/clients")).headers["Grantbook-Position"]
+
+
+async def test_clients_that_a_person_should_look_at_are_found(api: Api, log: Client, projected: None) -> None:
+    """Admins with forty thousand clients: the few whose name and host do not fit together, and no other."""
+    odd = written.metadata("Claude", redirect_uris=("https://claude-login.example/cb",))
+    at = await written.write(log, written.registered("odd", metadata=odd), written.registered("plain"))
+    assert at
+    reached = await written.position(log, subjects.LOG, at[-1])
+
+    async def found(**query: Any) -> list[str]:
+        page = await api.get("/admin/v1/clients", at_least=reached, **query)
+        return [each["client_id"] for each in page["items"]]
+
+    assert await found(needs_review="true") == ["odd"]
+    assert await found(needs_review="false") == ["plain"]
+    assert await found(client_id="plain") == ["plain"]
+    assert await found(client_id="nobody") == []

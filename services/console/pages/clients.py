@@ -13,7 +13,6 @@ from console.gate import Visitor
 from console.house import Console
 from grantbook.admin import ClientPage, FamilyPage
 
-ACTIVITY_DAYS: Final = 14
 LIMITS: Final = (25, 50, 100, 200)
 DEFAULT_LIMIT: Final = 50
 FILTERS: Final = (
@@ -31,9 +30,8 @@ FILTERS: Final = (
     "client_id",
     "needs_review",
     "dormant",
-    "cut_off",
 )
-"""What the address may hold to choose clients. `dormant` and `cut_off` are numbers of days, which move with time."""
+"""What the address may hold to choose clients. `dormant` is a number of days, which moves with time."""
 MANY: Final = frozenset({"grant_type", "flag"})
 MAX_DAYS: Final = 3_650
 MAX_PAGE: Final = 10_000_000
@@ -51,7 +49,6 @@ VIEWS: Final = (
     View("Needs review", {"needs_review": "true"}),
     View("Never used", {"flag": "never_used"}),
     View("Dormant 90 days", {"dormant": "90", "sort": "last_activity_at"}),
-    View("Cut off lately", {"cut_off": "7", "status": "any"}),
     View("Suspended", {"status": "suspended"}),
     View("Deleted", {"status": "deleted"}),
 )
@@ -76,12 +73,10 @@ class Shown(Struct, frozen=True):
 
     def asked(self, now: datetime) -> dict[str, Any]:
         """The same for the read API."""
-        said = {name: value for name, value in self.query.items() if name not in {"dormant", "cut_off"}}
+        said = {name: value for name, value in self.query.items() if name != "dormant"}
         if days := _days(self.query.get("dormant")):
             before = (now - timedelta(days=days)).isoformat()
             said |= {"last_activity_before": before, "created_before": said.get("created_before", before)}
-        if days := _days(self.query.get("cut_off")):
-            said["revoked_after"] = (now - timedelta(days=days)).isoformat()
         return said
 
     @property
@@ -135,7 +130,6 @@ async def list_clients(
             "limit": shown.limit,
             "cursor": shown.cursor,
             "count": True,
-            "activity_days": ACTIVITY_DAYS,
         },
         seen=visitor.session.position,
     )

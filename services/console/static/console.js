@@ -99,7 +99,7 @@ function keep(element, failures) {
       if (failures < MAX_LIVE_FAILURES) keep(element, failures + 1);
       else say("This is not updated any more: reload the page");
     }
-  }, LIVE_MILLISECONDS * (failures + 1));
+  }, (Number(element.dataset.every) || LIVE_MILLISECONDS) * (failures + 1));
 }
 
 // Selecting several.

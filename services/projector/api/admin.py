@@ -77,6 +77,8 @@ async def list_clients(
     last_activity_before: Moment = None,
     has_active_grants: FromQuery[bool | None] = None,
     family: Text = None,
+    needs_review: FromQuery[bool | None] = None,
+    client_id: Text = None,
     sort: FromQuery[str] = "-created_at",
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
@@ -86,7 +88,8 @@ async def list_clients(
     """List clients. All filters must hold; of `grant_type` and `flag`, repeated, a client must have all.
 
     `name` is a part of the name in any case, `redirect_uri` a part of one of the redirects, and `redirect_host` the
-    host of one, or a parent domain of it. Clients that were never used count as used before any time.
+    host of one, or a parent domain of it. Clients that were never used count as used before any time. `needs_review` is
+    whether a client has a flag that a person should look at. `client_id` is a whole id, or key.
     """
     wanted = ClientFilter(
         name=text("name", name),
@@ -101,6 +104,8 @@ async def list_clients(
         last_activity_before=moment("last_activity_before", last_activity_before),
         has_active_grants=has_active_grants,
         family=text("family", family),
+        needs_review=needs_review,
+        client_key=None if not client_id else subjects.token_in_path(client_id),
     )
     page = paging(reads, sort, CLIENT_SORTS, limit, cursor, count=count)
     async with reading(reads, at_least) as seen:
