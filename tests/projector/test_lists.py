@@ -396,7 +396,7 @@ async def test_head_answers_like_get_without_a_body(lists: Api) -> None:
 async def test_clients_that_a_person_should_look_at_are_found(api: Api, log: Client, projected: None) -> None:
     """Admins with forty thousand clients: the few whose name and host do not fit together, and no other."""
     odd = written.metadata("Claude", redirect_uris=("https://claude-login.example/cb",))
-    at = await written.write(log, written.registered("odd", metadata=odd), written.registered("plain"))
+    at = await written.write(log, written.registered("odd", odd), written.registered("plain"))
     assert at
     reached = await written.position(log, subjects.LOG, at[-1])
 

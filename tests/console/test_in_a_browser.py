@@ -1,0 +1,184 @@
+"""The console in a real browser: with and without script, by keyboard, and with names that attack it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, expect
+
+from tests.console.conftest import House
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "'-alert(1)-'",
+    "{{7*7}}",
+    "${alert(1)}",
+    "</title><script>alert(1)</script>",
+    "</textarea><iframe src=javascript:alert(1)>",
+    '=HYPERLINK("http://evil.example")',
+    "javascript:alert(1)",
+    "&lt;b&gt;",
+    "<bdi dir=rtl>x",
+    "a" * 200,
+    "W" * 100 + " " + "W" * 90,
+]
+
+
+@asynccontextmanager
+async def visiting(browser: Browser, house: House, **options: Any) -> AsyncIterator[Page]:
+    """A browser that has signed in by a link; what its console complains of, and dialogs of scripts, fail the test."""
+    context: BrowserContext = await browser.new_context(**options)
+    page = await context.new_page()
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text) if message.type in {"error", "warning"} else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("dialog", lambda dialog: trouble.append(dialog.message))
+    await page.goto(house.link())
+    await page.get_by_role("button", name="Sign in").click()
+    await page.wait_for_url("**/console/clients")
+    yield page
+    assert not trouble
+    await context.close()
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["with script", "without"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_a_client_is_judged_and_deleted(
+    house: House, browser: Browser, *, script: bool, scheme: Literal["light", "dark"]
+) -> None:
+    """An admin, whatever their browser runs: from the list to the certainty that it is gone."""
+    client = await house.register("Claude", redirect_uris=["https://claude-login.example/cb"])
+    grant = await house.grant(client)
+    await house.settled()
+    async with visiting(browser, house, java_script_enabled=script, color_scheme=scheme) as page:
+        await page.goto(f"{house.url}/console/clients")
+        await page.get_by_role("link", name="Claude", exact=True).click()
+        await expect(page.get_by_role("heading", name="Client active")).to_be_visible()
+        await expect(page).to_have_url(f"{house.url}/console/clients/{client}")
+        await page.get_by_role("link", name="Connected users").click()
+        await expect(page.get_by_text("u-1@example.com")).to_be_visible()
+        await page.get_by_role("link", name="Delete", exact=True).click()
+        await expect(page.get_by_text("This ends 1 active grant of 1 user.")).to_be_visible()
+        await page.get_by_label("To go on, type").fill("delete 1")
+        await page.get_by_role("button", name="Delete", exact=True).click()
+        await expect(page.get_by_role("heading", name="Did it arrive?")).to_be_visible()
+    answer = await house.ask("GET", f"/idp/v1/clients/{client}/grants/{grant}", role="idp")
+    assert answer.json() == {"active": False}
+
+
+async def test_the_keyboard_alone_revokes(house: House, browser: Browser) -> None:
+    """An admin who uses no mouse."""
+    client = await house.register("Agent")
+    grant = await house.grant(client)
+    await house.settled()
+    async with visiting(browser, house) as page:
+        await page.goto(f"{house.url}/console/clients")
+        await page.keyboard.press("/")
+        await page.keyboard.type("agent")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/console/clients?name=agent**")
+        await page.keyboard.press("ArrowDown")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="Client active")).to_be_visible()
+        await page.goto(f"{house.url}/console/clients/{client}/users")
+        link = page.get_by_role("link", name="Revoke")
+        await link.focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="Revoke this grant")).to_be_visible()
+        await page.get_by_role("button", name="Revoke", exact=True).focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="Did it arrive?")).to_be_visible()
+        await page.goto(f"{house.url}/console/clients")
+        await page.keyboard.press("?")
+        await expect(page.get_by_role("heading", name="Keys")).to_be_visible()
+    answer = await house.ask("GET", f"/idp/v1/clients/{client}/grants/{grant}", role="idp")
+    assert answer.json() == {"active": False}
+
+
+async def test_a_dialog_has_an_address_and_back_closes_it(house: House, browser: Browser) -> None:
+    """An admin who sends a colleague what is on the screen."""
+    client = await house.register("Agent")
+    await house.settled()
+    async with visiting(browser, house) as page:
+        await page.goto(f"{house.url}/console/clients")
+        await page.get_by_role("link", name="Agent", exact=True).click()
+        await expect(page.locator("dialog#dialog")).to_be_visible()
+        await expect(page).to_have_url(f"{house.url}/console/clients/{client}")
+        await page.go_back()
+        await expect(page.locator("dialog#dialog")).to_be_hidden()
+        await expect(page).to_have_url(f"{house.url}/console/clients")
+
+
+@pytest.mark.parametrize("width", [320, 1_400])
+async def test_hostile_names_are_text_and_break_no_layout(house: House, browser: Browser, width: int) -> None:
+    """Admins: names are chosen by strangers, and read here."""
+    plain = await house.register("Agent")
+    registered = [plain]
+    for each in HOSTILE:
+        said = {
+            "client_name": each,
+            "redirect_uris": ["https://agent.example/cb"],
+            "token_endpoint_auth_method": "none",
+        }
+        answer = await house.http.post("/auth/connect/register", json=said)
+        # Some are refused at the door; as the name of a user they come in all the same.
+        client = answer.json()["client_id"] if answer.status_code == 201 else plain
+        registered.append(client)
+        await house.grant(client, f"user {each}", name=each)
+    await house.settled()
+    async with visiting(browser, house, viewport={"width": width, "height": 900}) as page:
+        for path in (
+            "/console/clients",
+            "/console/families",
+            "/console/audit",
+            "/console/status",
+            "/console/users",
+            "/console/stale-clients?unused_for=0s",
+            *(f"/console/clients/{each}" for each in dict.fromkeys(registered)),
+            *(f"/console/clients/{each}/users" for each in dict.fromkeys(registered)),
+            *(f"/console/clients/{each}/delete" for each in dict.fromkeys(registered[:3])),
+        ):
+            await page.goto(house.url + path)
+            wide = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, path
+            assert not await page.locator("main script, main iframe, main img").count(), path
+
+
+async def test_another_site_can_do_nothing_here(house: House, browser: Browser) -> None:
+    """An admin who has a hostile page open beside the console: its forms and scripts change nothing."""
+    client = await house.register("Agent")
+    grant = await house.grant(client)
+    await house.settled()
+    page_of_evil = (
+        f'<form id=f method=post action="{house.url}/console/clients/{client}/delete">'
+        '<input name=typed value="delete 1"></form>'
+        f"<script>fetch('{house.url}/console/clients/{client}/delete', {{method: 'POST', mode: 'no-cors', "
+        "credentials: 'include', body: new URLSearchParams({typed: 'delete 1'})}).finally(() => f.submit())</script>"
+    ).encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(page_of_evil)}\r\n\r\n"
+        writer.write(head.encode() + page_of_evil)
+        await writer.drain()
+        writer.close()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    async with await asyncio.start_server(serve, sock=listening):
+        context = await browser.new_context()
+        page = await context.new_page()
+        await page.goto(house.link())
+        await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_url("**/console/clients")
+        await page.goto(f"http://localhost:{listening.getsockname()[1]}/")
+        await expect(page.get_by_role("heading", name="Not from here")).to_be_visible()
+        await context.close()
+    answer = await house.ask("GET", f"/idp/v1/clients/{client}/grants/{grant}", role="idp")
+    assert answer.json()["active"] is True
