@@ -34,12 +34,15 @@ test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (un
 test-faults: .venv/dev.stamp .venv/editable.stamp ## Run the tests that race and kill servers and processes
 	$(BIN)/python -m pytest -q -m faults
 
+test-browser: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test-browser: .venv/dev.stamp .venv/editable.stamp ## Run the tests that ask a browser (Debian's chromium)
+	npm ci --prefix tests/console/axe --ignore-scripts --no-audit --no-fund --loglevel=error
 	$(BIN)/python -m pytest -q -m browser
 
 test-agents: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test-agents: .venv/dev.stamp .venv/editable.stamp ## Run the tests with real agents of npm
 	npm ci --prefix tests/agents --ignore-scripts --no-audit --no-fund --loglevel=error
+	npm ci --prefix tests/console/provider --ignore-scripts --no-audit --no-fund --loglevel=error
 	npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund --loglevel=error
 	$(BIN)/python -m pytest -q -m agents
 

@@ -4,7 +4,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, expect
@@ -13,7 +14,8 @@ from tests.console.conftest import House
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 
-HOSTILE = [
+AXE: Final = Path(__file__).parent / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+HOSTILE: Final = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
     '"><svg onload=alert(1)>',
@@ -182,3 +184,49 @@ async def test_another_site_can_do_nothing_here(house: House, browser: Browser) 
         await context.close()
     answer = await house.ask("GET", f"/idp/v1/clients/{client}/grants/{grant}", role="idp")
     assert answer.json()["active"] is True
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_on_any_page(
+    house: House, browser: Browser, *, scheme: Literal["light", "dark"]
+) -> None:
+    """Admins with a screen reader, with little sight, or with the keyboard alone (WCAG 2.2, A and AA)."""
+    client = await house.register("Claude", redirect_uris=["https://claude-login.example/cb"], scope="tools")
+    grant = await house.grant(client, "u-1")
+    gone = await house.register("Gone")
+    await house.ask("DELETE", f"/admin/v1/clients/{gone}")
+    await house.settled()
+    family = (await house.ask("GET", f"/admin/v1/clients/{client}")).json()["family"]
+    here = f"/console/clients/{client}"
+    async with visiting(browser, house, color_scheme=scheme) as page:
+        for path in (
+            "/console/clients",
+            "/console/clients?name=nobody",
+            "/console/families",
+            here,
+            f"{here}/users",
+            f"{here}/history",
+            f"{here}/flags",
+            f"{here}/suspend",
+            f"{here}/delete",
+            f"{here}/grants/{grant}/revoke",
+            f"/console/clients/{gone}",
+            f"/console/families/{family}/delete",
+            f"/console/bulk?act=delete&select={client}",
+            "/console/stale-clients?unused_for=0s",
+            "/console/users",
+            "/console/users/u-1",
+            "/console/users/u-1/revoke",
+            "/console/audit",
+            f"/console/audit/as-of?client_id={client}",
+            f"/console/deliveries/{house.position}",
+            "/console/status",
+        ):
+            await page.goto(house.url + path)
+            await page.evaluate(AXE.read_text())
+            found = await page.evaluate("axe.run()")
+            assert found["passes"]
+            assert not [
+                (path, each["id"], each["help"], [node["html"][:200] for node in each["nodes"]][:3])
+                for each in found["violations"]
+            ]
