@@ -3,7 +3,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help up console demo test test-faults test-browser test-agents test-fuzz fuzz flood fuzz-uris lint types bench lock clean
+.PHONY: help up console demo test screenshots test-faults test-browser test-agents test-fuzz fuzz flood fuzz-uris lint types bench lock clean
 
 PYTHON ?= python3
 # More than cores: much of what tests do is wait for servers.
@@ -30,6 +30,9 @@ demo: .venv/demo.stamp .venv/editable.stamp ## Start everything, an identity pro
 
 test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (under three minutes)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not faults and not browser and not agents and not fuzz"
+
+screenshots: .venv/dev.stamp .venv/editable.stamp ## Take the README's pictures anew (Debian's chromium)
+	$(BIN)/python -m tests.console.screenshots
 
 test-faults: .venv/dev.stamp .venv/editable.stamp ## Run the tests that race and kill servers and processes
 	$(BIN)/python -m pytest -q -m faults

@@ -391,6 +391,30 @@ async def test_a_follower_that_had_nothing_yet_notices_another_past(tmp_path: Pa
                 await asyncio.wait_for(all_that_comes(), SECONDS)
 
 
+@pytest.mark.parametrize("heard_something", [True, False])
+async def test_a_follower_notices_a_past_that_ends_before_its_own(tmp_path: Path, *, heard_something: bool) -> None:
+    """Protects the same service where it is back before the restored log has grown: by then it looks like its own."""
+    async with served(tmp_path) as (server, log), LogReader(log, subjects.LOG) as reader:
+        await write(log, revoked("c", "g1"))
+        await asyncio.to_thread(server.stop)
+        shutil.copytree(tmp_path / "nats" / "jetstream", tmp_path / "backup")
+        await asyncio.to_thread(server.start)
+        [last] = await write(log, revoked("c", "g2"))
+        async with reader.follow(last - heard_something) as follower:
+            assert len(await follower.next(0.5)) == heard_something
+            await asyncio.to_thread(server.stop)
+            shutil.rmtree(tmp_path / "nats" / "jetstream")
+            shutil.copytree(tmp_path / "backup", tmp_path / "nats" / "jetstream")
+            await asyncio.to_thread(server.start)
+
+            async def all_that_comes() -> None:
+                while True:
+                    assert await follower.next(0.5) == []
+
+            with pytest.raises(Gap, match="ends at 1, before 2"):
+                await asyncio.wait_for(all_that_comes(), SECONDS)
+
+
 async def test_a_machine_that_slept_knows_that_time_went_by(
     log: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

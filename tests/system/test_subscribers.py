@@ -223,10 +223,11 @@ async def test_at_the_end_every_subscriber_denies_what_the_log_says(product: Pro
                     while (answer := await each.ask(questions))["denied"] != expected or answer["state"] != "fresh":
                         await asyncio.sleep(0.1)
             async with asyncio.timeout(WAIT_SECONDS):
-                while {one.receipt.name for one in (await read_receipts(log)).received if one.receipt.log_sequence == last} != {
-                    each.name for each in subscribers
-                }:
+                everyone, told = {each.name for each in subscribers}, set[str]()
+                while told != everyone:
                     await asyncio.sleep(0.1)
+                    received = (await read_receipts(log)).received
+                    told = {each.receipt.name for each in received if each.receipt.log_sequence == last}
             for each in subscribers:
                 await each.end()
             assert min(done.values()) > 0, done

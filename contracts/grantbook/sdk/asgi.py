@@ -92,7 +92,7 @@ class RevocationMiddleware:
         except _NoToken:
             await self._refuse(scope, receive, send, 401, None)
             return
-        except KeysUnavailable:
+        except (KeysUnavailable, _NobodyKnows):
             await self._refuse(scope, receive, send, 503, None)
             return
         except TokenRefused:
@@ -114,6 +114,9 @@ class RevocationMiddleware:
             raise _NoToken
         access = await self._verifier.verify(token)
         if self._is_revoked(access):
+            if self._feed.state != "fresh":
+                # Its token may be good: told that it is not, an agent would throw it away, and ask its user again.
+                raise _NobodyKnows
             raise TokenRefused("its grant has ended")
         return access
 
@@ -142,6 +145,8 @@ class RevocationMiddleware:
             await running
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": CLOSE_POLICY})
+        elif not answer.begun and self._feed.state != "fresh":
+            await self._refuse(scope, receive, send, 503, None)
         elif not answer.begun:
             await self._refuse(scope, receive, send, 401, "invalid_token")
         elif answer.of_events:
@@ -201,6 +206,10 @@ class _Answer:
         ):
             self.ended = True
         await self._send(message)
+
+
+class _NobodyKnows(Exception):
+    """The feed cannot prove that it has everything, so the token is denied, whatever it is."""
 
 
 class _NoToken(Exception):

@@ -14,6 +14,7 @@ CONNECT_SECONDS: Final = 2.0
 FIRST_CONNECT_SECONDS: Final = 10.0
 RECONNECT_WAIT_SECONDS: Final = 0.25
 PING_SECONDS: Final = 5
+CLOSE_SECONDS: Final = 5.0
 PENDING_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -63,8 +64,9 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
 
 async def close(client: Client) -> None:
     """Close a connection, lost or not: the client raises when the server went first, with uvloop a `RuntimeError`."""
-    with contextlib.suppress(NatsError, OSError, RuntimeError):
-        await client.close()
+    with contextlib.suppress(NatsError, OSError, RuntimeError, TimeoutError):
+        # It flushes first, which may wait for a server that does not read.
+        await asyncio.wait_for(client.close(), CLOSE_SECONDS)
 
 
 def without_password(url: str) -> str:

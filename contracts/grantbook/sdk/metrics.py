@@ -1,8 +1,7 @@
 """What a feed of revocations did, for Prometheus. Needs `pip install 'grantbook[metrics]'`.
 
-observer = PrometheusObserver()
-async with RevocationFeed(url, lifetime, observer=observer) as feed:
-observer.watch(feed)
+async with RevocationFeed(url, lifetime, observer=PrometheusObserver()) as feed:
+...
 """
 
 from collections.abc import Callable
@@ -41,6 +40,8 @@ class PrometheusObserver(Observer):
             buckets=DELAY_BUCKETS_SECONDS,
             registry=registry,
         )
+        for denied in ("yes", "no"):  # so that both are there before the first
+            self._stale_answers.labels(denied)
         self._fresh = gauge("fresh", "1 while it is proven that everything was heard of.")
         self._age = gauge("age_seconds", "Since that was last proven.")
         self._entries = gauge("entries", "Revocations in memory.")

@@ -119,8 +119,8 @@ class Revocations(ABC):
         subscriber: str | None = None,
         instance: str | None = None,
     ) -> None:
-        if longest_token_lifetime <= timedelta(0):
-            raise ValueError("the longest token lifetime must be positive")
+        if not longest_token_lifetime > timedelta(0):
+            raise ValueError("longest_token_lifetime is a positive timedelta")
         if not callable(when_stale) and when_stale not in get_args(WhenStale):
             raise ValueError(f"when_stale is one of {', '.join(get_args(WhenStale))}, or a function")
         for name in (subscriber, instance):
@@ -149,6 +149,7 @@ class Revocations(ABC):
         self._log_identity: str | None = None
         self._log_sequence: int | None = None
         self._running: asyncio.Task[None] | None = None
+        self._observer.watch(self)
 
     @property
     def state(self) -> State:
@@ -340,7 +341,7 @@ class Revocations(ABC):
                     self._moved.clear()
                     await self._moved.wait()
         except TimeoutError as error:
-            raise FeedUnavailable(self._trouble or "the feed has more than was applied") from error
+            raise FeedUnavailable(self._trouble or "it was not reached in time") from error
 
     def _took(self, messages: int, newest: Raw, now: float) -> None:
         """Some messages were applied together, and are known to whoever waits."""

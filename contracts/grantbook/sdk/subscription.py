@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, structs
 from nats.aio.client import Client
@@ -13,6 +13,9 @@ from nats.errors import Error as NatsError
 from grantbook import receipts, subjects
 from grantbook.receipts import MAX_RECENT, Receipt
 from grantbook.sdk.log import REQUEST_SECONDS, LogReader, Unavailable
+
+if TYPE_CHECKING:
+    from grantbook.sdk.revocations import Revocations
 
 MAX_SUBSCRIBERS: Final = 10_000
 """Most subscribers that are read at once; admins remove those that are gone for good."""
@@ -27,6 +30,9 @@ class Observer:
 
     `grantbook.sdk.metrics` has one for Prometheus.
     """
+
+    def watch(self, feed: "Revocations") -> None:
+        """This is the feed that it hears of: told once, before all else."""
 
     def applied(self, revocations: int, delay_seconds: float) -> None:
         """So many were applied together, the newest so long after the log stored it (by this machine's clock)."""
