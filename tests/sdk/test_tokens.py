@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grantbook.sdk import tokens
+from grantbook.sdk import clocks, tokens
 from grantbook.sdk.tokens import Access, JwtVerifier, KeysUnavailable, TokenRefused
 from tests.sdk.tokens import AUDIENCE, EC, ED, ISSUER, KEYS, OTHER, RSA, claims, public, token
 
@@ -280,6 +280,18 @@ async def test_without_keys_nobody_is_let_in_and_it_is_said_why(
     await asking.aclose()
 
 
+async def test_keys_grow_old_while_the_machine_sleeps(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects a resource on a laptop that was closed for days: a key that was taken back meanwhile does not count."""
+    asking = verifier(keys=None, jwks_url=issuer.url)
+    await asking.verify(token())
+    issuer.status = 500
+    awake = clocks.now
+    monkeypatch.setattr(clocks, "now", lambda: awake() + tokens.KEEP_SECONDS)
+    with pytest.raises(KeysUnavailable):
+        await asking.verify(token())
+    await asking.aclose()
+
+
 async def test_an_issuer_that_hangs_holds_up_nobody_with_a_known_key(issuer: Issuer) -> None:
     """Agents: while the issuer is in trouble, calls are as fast as ever; and however many, it is asked once."""
     asking = verifier(keys=None, jwks_url=issuer.url)
@@ -303,5 +315,5 @@ async def test_an_issuer_that_hangs_holds_up_nobody_with_a_known_key(issuer: Iss
     with pytest.raises(TokenRefused, match="none of the issuer's"):
         await unknown
     assert issuer.fetches == 2
-    assert time.monotonic() - kept._fetched_at < SECONDS
+    assert clocks.now() - kept._fetched_at < SECONDS
     await asking.aclose()

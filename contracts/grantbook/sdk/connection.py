@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import nats
 from nats.aio.client import Client
@@ -18,14 +18,19 @@ CLOSE_SECONDS: Final = 5.0
 PENDING_BYTES: Final = 64 * 1024 * 1024
 
 
+class UnreadableUrl(NatsError, ValueError):
+    """The URL cannot be read. Says so without any of it: a password may stand anywhere in it."""
+
+
 async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | None = None) -> Client:
     """A connection that reconnects for ever, once it was made. Raises `TimeoutError` when it was not within 10 s.
 
-    `url` may name several servers of one cluster, with commas between.
+    `url` may name several servers of one cluster, with commas between. Raises `UnreadableUrl`.
 
     `on_trouble` hears, in words, of lost connections and of errors that NATS reports out of band: a permission that
     is missing shows nowhere else, the request itself just times out.
     """
+    refuse_unreadable(url)
     client: Client | None = None
     last_trouble = ""
 
@@ -69,16 +74,30 @@ async def close(client: Client) -> None:
         await asyncio.wait_for(client.close(), CLOSE_SECONDS)
 
 
+def refuse_unreadable(url: str) -> None:
+    """Raises `UnreadableUrl`, which the client would not do, or with a part of the password in its words."""
+    for one in url.split(","):
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(one if "://" in one else f"nats://{one}")
+            # A password with one of / ? # ends the host's part of the URL, and what precedes counts as host and port.
+            astray = "@" in parts.path + parts.query + parts.fragment
+            if parts.hostname and parts.port != 0 and not astray:
+                continue
+        raise UnreadableUrl(
+            "the NATS URL is not nats://user:password@host:port, or has one of / ? # [ , in its password"
+        )
+
+
 def without_password(url: str) -> str:
     """The URL, or URLs with commas between, as it may be shown: user name and password replaced."""
 
     def shown(one: str) -> str:
-        try:
-            parts = urlsplit(one)
-        except ValueError:  # its text is nobody's to show: a password may stand anywhere in it
-            return "a URL that cannot be read"
-        if parts.username is None and parts.password is None:
-            return one
-        return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+        # Not as a parser has it: what somebody forgot to keep out of a password ends its part of the URL early.
+        before, at, host = one.rpartition("@")
+        if not at:
+            return "***" if secret else one
+        scheme, divider, _ = before.partition("://")
+        return f"{scheme}://***@{host}" if divider else f"***@{host}"
 
+    secret = "@" in url  # then a part without may be the beginning of a password that has a comma
     return ",".join(map(shown, url.split(",")))

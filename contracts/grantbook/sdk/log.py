@@ -45,6 +45,8 @@ INACTIVE_SECONDS: Final = 30
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NANOSECONDS: Final = 1_000_000_000
+_NO_MESSAGE: Final = 10_037
+"""The server's code for a sequence at which nothing stands."""
 
 
 class Unavailable(Exception):
@@ -419,24 +421,30 @@ class Follower:
         """
         if self.after == 0 or self._last_per_subject:
             return  # from the very first on there is no past
-        answer = msgspec.json.decode(
-            (
-                await self._connection.request(
-                    f"$JS.API.STREAM.MSG.GET.{self._stream}",
-                    msgspec.json.encode({"seq": self.after}),
-                    timeout=REQUEST_SECONDS,
-                )
-            ).data
-        )
-        found = answer.get("message")
+        found = (await self._asked("STREAM.MSG.GET", {"seq": self.after})).get("message")
         stands = None if found is None else _headers(base64.b64decode(found.get("hdrs", ""))).get("ce-id", "")
+        if stands is None:
+            # It may have aged out. Or the stream ends before: once it has grown again, nothing would tell any more.
+            last = (await self._asked("STREAM.INFO", {}))["state"]["last_seq"]
+            if last < self.after:
+                await self.close()
+                message = f"stream {self._stream} has another past: it ends at {last}, before {self.after}"
+                raise Gap(message)
         if not self._after_known:
             self._after_id, self._after_known = stands, True
-        # One that is not there may have aged out; a stream that has become shorter is seen by whoever compares heads.
         elif stands is not None and stands != self._after_id:
             await self.close()
             message = f"stream {self._stream} has another past: at {self.after} stands what was not there before"
             raise Gap(message)
+
+    async def _asked(self, what: str, request: dict[str, Any]) -> dict[str, Any]:
+        """What the stream's leader answers. Raises `TimeoutError`, `NatsError`, `OSError` and `MsgspecError`."""
+        subject = f"$JS.API.{what}.{self._stream}"
+        answer = await self._connection.request(subject, msgspec.json.encode(request), timeout=REQUEST_SECONDS)
+        decoded: dict[str, Any] = msgspec.json.decode(answer.data)
+        if "error" in decoded and decoded["error"].get("err_code") != _NO_MESSAGE:
+            raise NatsError(decoded["error"].get("description"))
+        return decoded
 
     async def _pull(self) -> None:
         """Keep one pull ahead: the server fills it while we work on what came of the one before."""

@@ -33,7 +33,7 @@ from nats.errors import Error as NatsError
 from grantbook import positions, receipts, subjects, wire
 from grantbook.receipts import Receipt
 from grantbook.sdk import clocks
-from grantbook.sdk.connection import close, connect
+from grantbook.sdk.connection import close, connect, refuse_unreadable
 from grantbook.sdk.denials import APPENDED_WITHIN_SECONDS, Denials
 from grantbook.sdk.log import Follower, LogReader, Raw, StreamState, Unavailable
 from grantbook.sdk.reading import before
@@ -397,11 +397,13 @@ class Revocations(ABC):
 class RevocationFeed(Revocations):
     """Knows in memory what was revoked, from NATS: see `Revocations` for all that it takes and raises.
 
-    `nats_url` may name several servers of one cluster, with commas between.
+    `nats_url` may name several servers of one cluster, with commas between. One that cannot be read is a `ValueError`,
+    which says so without any of it.
     """
 
     def __init__(self, nats_url: str, longest_token_lifetime: timedelta, **options: Unpack[Options]) -> None:
         super().__init__(longest_token_lifetime, **options)
+        refuse_unreadable(nats_url)
         self._url = nats_url
         self._reads_from = -math.inf
         self._applied = 0

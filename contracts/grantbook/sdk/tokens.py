@@ -10,7 +10,6 @@ Algorithms are fixed here and asymmetric. Nothing that a token's header names is
 import asyncio
 import math
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -21,6 +20,7 @@ import jwt
 import msgspec
 from msgspec import Struct
 
+from grantbook.sdk import clocks
 from grantbook.sdk.tasks import end
 
 ALGORITHMS: Final = ("ES256", "ES384", "RS256", "PS256", "EdDSA")
@@ -225,7 +225,7 @@ class _FetchedKeys:
     async def find(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
         """The key of that id. Fetches at most once in `COOL_DOWN_SECONDS`. Raises `KeysUnavailable`."""
         found = _chosen(self._known, kid, algorithm)
-        now = time.monotonic()
+        now = clocks.now()
         if found is None or now - self._fetched_at > REFRESH_SECONDS:
             # Tried lately and in vain: tokens of keys that are known do not wait for an issuer that hangs.
             may_wait = found is None or now - self._tried_at > REFRESH_SECONDS
@@ -233,7 +233,7 @@ class _FetchedKeys:
             if fetching is not None and (may_wait or now - self._fetched_at > KEEP_SECONDS):
                 await asyncio.wait((fetching,))  # the fetch goes on for the others when this caller is cancelled
                 found = _chosen(self._known, kid, algorithm)
-        if time.monotonic() - self._fetched_at > KEEP_SECONDS:
+        if clocks.now() - self._fetched_at > KEEP_SECONDS:
             raise KeysUnavailable("the issuer's keys cannot be fetched")
         return found
 
@@ -262,7 +262,7 @@ class _FetchedKeys:
         except Exception:  # noqa: BLE001  whatever the issuer answers: what is known still counts, for a while
             return
         if fetched:
-            self._known, self._fetched_at = fetched, time.monotonic()
+            self._known, self._fetched_at = fetched, clocks.now()
 
     async def _fetch(self) -> bytes:
         if self._http is None and self._own is None:
