@@ -19,6 +19,7 @@ from deploy.dev import processes
 from deploy.dev.servers import Server
 from grantbook import subjects, wire
 from grantbook.events import Actor, GrantRevoked
+from grantbook.sdk import clocks
 from grantbook.sdk.denials import Denials
 from grantbook.sdk.log import Raw
 from grantbook.sdk.revocations import RevocationFeed
@@ -269,6 +270,15 @@ async def leader_of(servers: processes.Product, stream: str) -> Server:
         await connection.close()
 
 
+class Loaded(RevocationFeed):
+    """A feed that has what it was given, and is fresh for the rest of the day: for questions alone."""
+
+    def __init__(self, denials: Denials) -> None:
+        super().__init__("nats://127.0.0.1:1", LIFETIME, max_staleness=timedelta(days=1))
+        self._denials = denials
+        self._proven(clocks.now(), clocks.now())
+
+
 def in_memory() -> list[Figure]:
     """A million revocations in memory: what they take, and how many questions a second are answered."""
     process = psutil.Process()
@@ -283,19 +293,20 @@ def in_memory() -> list[Figure]:
         denials.apply(Raw(outgoing.subject, outgoing.headers, outgoing.body, number + 1, at), number / 20_000)
     gc.collect()
     taken = process.memory_info().rss - before
+    feed = Loaded(denials)
     plain = {f"client-{number % 1_000:08d}.{number:036d}" for number in range(ENTRIES)}
     asked = [(f"client-{n % 1_000:08d}", f"{n:036d}") for n in range(0, 2 * ENTRIES, 2 * ENTRIES // QUESTIONS)]
     started = time.perf_counter()
     found = sum(f"{client}.{grant}" in plain for client, grant in asked)
     limit = len(asked) / (time.perf_counter() - started)
     started = time.perf_counter()
-    denied = sum(denials.denies(client, grant, "u", at.timestamp(), 5.0) for client, grant in asked)
+    denied = sum(feed.is_revoked(client, grant, "u", at.timestamp()) for client, grant in asked)
     rate = len(asked) / (time.perf_counter() - started)
     assert found == denied
     del plain
     megabytes = taken / 1e6
     return [
-        Figure("questions answered, beside 1,000,000 revocations", rate, "/s", limit, "a set of strings", "", None),
+        Figure("is_revoked, beside 1,000,000 revocations", rate, "/s", limit, "a set of strings", "", None),
         Figure("memory for 1,000,000 revocations", megabytes, "MB", ENTRIES * 16 / 1e6, "16 bytes each", "", None),
     ]
 

@@ -2,8 +2,6 @@
 
 from html import unescape
 
-import pytest
-
 from tests.console.conftest import Console, House
 
 
@@ -95,16 +93,13 @@ async def test_a_delivery_that_nobody_reports_says_so(console: Console, house: H
     assert "No token service reports here" in (await console.get(done.headers["location"])).text
 
 
-@pytest.mark.parametrize(
-    "back", ["https://evil.example/", "//evil.example", "/console/../x", "/console/\\evil", "javascript:alert(1)"]
-)
-async def test_an_address_cannot_make_the_console_link_elsewhere(console: Console, house: House, back: str) -> None:
+async def test_an_address_cannot_make_the_console_link_elsewhere(console: Console, house: House) -> None:
     """An admin who was sent a link to our own page."""
     client = await house.register()
     done = await console.post(f"/console/clients/{client}/delete", {"typed": "delete 0"})
     path = done.headers["location"].partition("?")[0]
-    page = (await console.get(f"{path}?back={back}")).text
-    assert ">Back</a>" not in page
+    for back in ("https://evil.example/", "//evil.example", "/console/../x", "/console/\\evil", "javascript:alert(1)"):
+        assert ">Back</a>" not in (await console.get(f"{path}?back={back}")).text, back
 
 
 async def test_a_client_is_cut_off_by_its_id_when_lists_are_away(console: Console, house: House) -> None:
