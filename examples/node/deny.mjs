@@ -17,7 +17,7 @@ function apply(next, it, was = next.gates.get(it.subject) ?? { until: 0, heard: 
   try {
     const event = it.json(), type = it.headers.get('ce-type'), at = Date.parse(event.at.trim()) / 1000
     if (event.type !== type || gatesOf(event)[KIND.exec(type)?.[0]] !== it.subject || !event.by.kind || !at) return
-    if (type === 'client.resumed' && !was.final) return next.gates.delete(it.subject)
+    if (type === 'client.resumed' && !was.final && was.heard < Infinity) return next.gates.delete(it.subject)
     gate.heard = Math.max(process.uptime(), was.heard), gate.final ||= type === 'client.deleted'
     if (/^user/.test(type)) gate.until = Math.max(Math.min(it.info.timestampNanos / 1e9, at + LATE) + SKEW, was.until)
   } catch {}
