@@ -38,9 +38,9 @@ test-faults: .venv/dev.stamp .venv/editable.stamp ## Run the tests that race and
 	$(BIN)/python -m pytest -q -m faults
 
 test-browser: export PATH := $(CURDIR)/$(BIN):$(PATH)
-test-browser: .venv/dev.stamp .venv/editable.stamp ## Run the tests that ask a browser (Debian's chromium)
+test-browser: .venv/dev.stamp .venv/editable.stamp ## Run the tests of the console's pages, and all that ask a browser (Debian's chromium)
 	npm ci --prefix tests/console/axe --ignore-scripts --no-audit --no-fund --loglevel=error
-	$(BIN)/python -m pytest -q -m browser
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m browser
 
 test-agents: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test-agents: .venv/dev.stamp .venv/editable.stamp ## Run the tests with real agents of npm

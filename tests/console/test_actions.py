@@ -2,7 +2,11 @@
 
 from html import unescape
 
+import pytest
+
 from tests.console.conftest import Console, House
+
+pytestmark = pytest.mark.browser
 
 
 async def active(house: House, client: str, grant: str) -> bool:

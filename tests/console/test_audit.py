@@ -16,6 +16,8 @@ from grantbook.sdk.connection import connect
 from grantbook.sdk.subscription import put_receipt
 from tests.console.conftest import Console, House
 
+pytestmark = pytest.mark.browser
+
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
 def test_no_cell_is_a_formula_and_none_is_changed_otherwise(texts: list[str]) -> None:

@@ -12,6 +12,8 @@ from console.api import Away, Refused
 from console.jobs import Busy, Job, Jobs
 from tests.console.conftest import Console, House
 
+pytestmark = pytest.mark.browser
+
 NOW = datetime(2026, 3, 14, tzinfo=UTC)
 
 

@@ -3,11 +3,14 @@
 import json
 from html import unescape
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from console import highlight
 from tests.console.conftest import Console, House
+
+pytestmark = pytest.mark.browser
 
 
 async def test_the_definition_is_the_whole_registration_as_text(console: Console, house: House) -> None:

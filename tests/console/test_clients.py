@@ -8,6 +8,8 @@ from console.pages.clients import LIMITS, VIEWS
 from console.rendering import address
 from tests.console.conftest import Console, House
 
+pytestmark = pytest.mark.browser
+
 
 async def test_an_empty_register_says_what_will_stand_here(console: Console) -> None:
     """An admin on the first day: an empty table explains nothing."""
