@@ -35,7 +35,7 @@ from grantbook.receipts import Receipt
 from grantbook.sdk import clocks
 from grantbook.sdk.connection import close, connect, refuse_unreadable
 from grantbook.sdk.denials import APPENDED_WITHIN_SECONDS, Denials
-from grantbook.sdk.log import Follower, LogReader, Raw, StreamState, Unavailable
+from grantbook.sdk.log import Follower, Gap, LogReader, Raw, StreamState, Unavailable
 from grantbook.sdk.reading import before
 from grantbook.sdk.subscription import Applications, Observer, put_receipt, take_receipt_away
 from grantbook.sdk.tasks import end
@@ -456,7 +456,7 @@ class RevocationFeed(Revocations):
                         tasks.create_task(self._identify(connection))
                         tasks.create_task(self._apply(follower))
                         tasks.create_task(self._prove(feed, state))
-                except* Replaced:
+                except* (Replaced, Gap):  # whoever notices first: the proof, or the follower
                     self._restart("the feed was replaced: starting anew")
                     await asyncio.sleep(RECHECK_SECONDS)
                 except* Exception as unexpected:  # noqa: BLE001  whatever it is: what is known stays denied, and it goes on
