@@ -83,8 +83,19 @@ def milliseconds(seconds: float) -> int:
 
 
 def key(name: str, instance: str) -> str:
-    """The bucket's key of a subscriber."""
-    return f"{subjects.token(name)}.{subjects.token(instance)}"
+    """The bucket's key of a subscriber. The hash that stands for a name there is taken for the name."""
+    return f"{subjects.token_in_path(name)}.{subjects.token_in_path(instance)}"
+
+
+def unreadable(at: str) -> Receipt | None:
+    """What stands for a receipt that cannot be read, at a key of the bucket: somebody who has proven nothing.
+
+    It may be of a newer version. Its names are those of the key, which may be hashes. None at a key that nobody has.
+    """
+    name, _, instance = at.partition(".")
+    if any(subjects.token_in_path(each) != each for each in (name, instance)):
+        return None
+    return Receipt(name=name, instance=instance, state="stale")
 
 
 def is_name(text: str) -> bool:

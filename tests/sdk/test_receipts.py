@@ -1,7 +1,7 @@
 """Receipts: subscribers say how far they are, and go from the list only in good order."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -12,8 +12,8 @@ from nats.aio.client import Client
 
 from grantbook import receipts, subjects
 from grantbook.receipts import Receipt
-from grantbook.sdk import revocations
-from grantbook.sdk.log import LogReader
+from grantbook.sdk import revocations, subscription
+from grantbook.sdk.log import Follower, LogReader, Raw
 from grantbook.sdk.revocations import RevocationFeed
 from grantbook.sdk.revocations_http import HttpRevocationFeed
 from grantbook.sdk.subscription import Applications, Observer, Received, put_receipt, read_receipts, take_receipt_away
@@ -173,11 +173,64 @@ async def test_who_may_not_write_receipts_is_denied_nothing(nats_url: str, log: 
         assert feed.state == "fresh"
 
 
-async def test_garbage_in_the_bucket_is_passed_over(log: Client) -> None:
-    """Protects the list from whoever else may write into the bucket."""
-    await log.jetstream().publish(subjects.bucket_key(subjects.SUBSCRIBERS, "a.b"), b"\xff{")
-    await put_receipt(log, Receipt(name="mail", instance="one", state="fresh"))
-    assert [each.receipt.name for each in (await read_receipts(log)).received] == ["mail"]
+TOO_OLD = b'{"name":"old","instance":"one","state":"fresh","recent":[[9223372036854775807,9007199254740992]]}'
+
+
+async def test_what_cannot_be_read_in_the_bucket_hides_nobody(log: Client) -> None:
+    """Protects an admin from a list without the service of a newer version, or whose receipt somebody overwrote."""
+    manager = log.jetstream()
+    mine = receipts.encode(Receipt(name="mail", instance="one", state="fresh", feed="00000000", feed_sequence=9))
+    hashed = receipts.key("mail.example", "one")
+    for key, value in (
+        ("a.b", b"\xff{"),
+        ("old.one", TOO_OLD),
+        ("mail.two", mine),  # of another than it says
+        ("mail.one", mine),
+        (hashed, b'{"name":"mail.example","instance":"one","state":"resting"}'),
+        ("a", mine),
+        ("a.b.c", mine),
+        ("=short.b", mine),
+    ):
+        await manager.publish(subjects.bucket_key(subjects.SUBSCRIBERS, key), value)
+    told = {(each.receipt.name, each.receipt.instance): each.receipt for each in (await read_receipts(log)).received}
+    assert told.pop(("mail", "one")).feed_sequence == 9
+    name = hashed.partition(".")[0]
+    assert set(told) == {("a", "b"), ("old", "one"), ("mail", "two"), (name, "one")}
+    assert {(each.state, each.feed, each.log_sequence, each.by) for each in told.values()} == {("stale", None, 0, None)}
+    await take_receipt_away(log, name, "one")  # by the name that it is shown with
+    assert len((await read_receipts(log)).received) == 4
+
+
+async def test_subscribers_that_report_while_they_are_read_are_on_the_list_once(
+    log: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects an admin's counts, and the answer itself: with many subscribers, there is always one more receipt."""
+    everyone = [Receipt(name="mail", instance=str(number), state="fresh") for number in range(5)]
+    for each in everyone:
+        await put_receipt(log, each)
+
+    class Disturbed(Follower):
+        pages = 0
+
+        async def next(self, wait_seconds: float) -> list[Raw]:
+            messages = await super().next(wait_seconds)
+            self.pages += 1
+            if self.pages == 1:
+                self._broken = "the server lost the consumer"
+            else:
+                for each in everyone[: len(messages)]:
+                    await put_receipt(log, each)
+            return messages
+
+    def follow(reader: LogReader, after: int, filters: Sequence[str], *, last_per_subject: bool) -> Follower:
+        return Disturbed(log, reader.stream, after, tuple(filters), None, last_per_subject, 1)
+
+    monkeypatch.setattr(LogReader, "follow", follow)
+    monkeypatch.setattr(subscription, "MAX_SUBSCRIBERS", 5)
+    async with asyncio.timeout(SECONDS):
+        read = await read_receipts(log)
+    assert [each.receipt for each in read.received] == everyone
+    assert not read.truncated
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "a/b", "a\n", "é"])

@@ -12,7 +12,7 @@ from nats.errors import Error as NatsError
 
 from grantbook import receipts, subjects
 from grantbook.receipts import MAX_RECENT, Receipt
-from grantbook.sdk.log import REQUEST_SECONDS, LogReader, Unavailable
+from grantbook.sdk.log import REQUEST_SECONDS, LogReader, Raw, Unavailable
 
 if TYPE_CHECKING:
     from grantbook.sdk.revocations import Revocations
@@ -122,36 +122,53 @@ async def take_receipt_away(connection: Client, name: str, instance: str) -> Non
 
 
 async def read_receipt(connection: Client, name: str, instance: str) -> Receipt | None:
-    """The last receipt of a subscriber; None where there is none, or something that is none. Raises `Unavailable`."""
+    """The last receipt of a subscriber, or what stands for one that cannot be read; None where there is none.
+
+    Raises `Unavailable`.
+    """
     bucket = subjects.SUBSCRIBERS
     subject = subjects.bucket_key(bucket, receipts.key(name, instance))
     found = (await LogReader(connection, subjects.bucket_stream(bucket)).last_on_leader([subject])).get(subject)
-    return None if found is None or "KV-Operation" in (found.headers or {}) else receipts.decode(found.data)
+    return None if found is None else _receipt_in(found)
 
 
 async def read_receipts(connection: Client) -> AllReceived:
     """The last receipts of all subscribers, at most `MAX_SUBSCRIBERS` of them. Raises `Unavailable`."""
     truncated = False
-    found: list[Received] = []
+    found: dict[str, Received] = {}
     async with LogReader(connection, subjects.bucket_stream(subjects.SUBSCRIBERS)) as reader:
         state = await reader.state()
         if state.last == 0 or state.last < state.first:  # never written to, or empty again
-            return AllReceived(found, truncated)
+            return AllReceived([], truncated)
         every = [subjects.bucket_subjects(subjects.SUBSCRIBERS)]
         async with reader.follow(0, every, last_per_subject=True) as follower:
             while not truncated:
                 messages = await follower.next(READ_SECONDS)
                 for each in messages:
-                    receipt = None if "KV-Operation" in (each.headers or {}) else receipts.decode(each.data)
-                    if receipt is not None:
-                        found.append(Received(receipt, each.stored_at))
+                    # One comes again where it was replaced meanwhile, or the reading had to begin anew.
+                    receipt = _receipt_in(each)
+                    if receipt is None:
+                        found.pop(each.subject, None)
+                    else:
+                        found[each.subject] = Received(receipt, each.stored_at)
                 truncated = len(found) > MAX_SUBSCRIBERS
-                if follower.pending == 0:
+                if follower.pending == 0 or follower.after >= state.last:  # many report without a pause
                     break
                 if not messages:
                     raise Unavailable(follower.trouble or f"the bucket {subjects.SUBSCRIBERS} cannot be read")
-    found.sort(key=lambda each: (each.receipt.name, each.receipt.instance))
-    return AllReceived(found[:MAX_SUBSCRIBERS], truncated)
+    received = sorted(found.values(), key=lambda each: (each.receipt.name, each.receipt.instance))
+    return AllReceived(received[:MAX_SUBSCRIBERS], truncated)
+
+
+def _receipt_in(message: Raw) -> Receipt | None:
+    """The receipt in a message of the bucket. What cannot be read, or names another, hides nobody: see `unreadable`."""
+    if "KV-Operation" in (message.headers or {}):
+        return None
+    at = message.subject.removeprefix(subjects.bucket_key(subjects.SUBSCRIBERS, "")).replace("=", "~")
+    receipt = receipts.decode(message.data)
+    if receipt is not None and receipts.key(receipt.name, receipt.instance) == at:
+        return receipt
+    return receipts.unreadable(at)
 
 
 async def _write(connection: Client, key: str, value: bytes, headers: Mapping[str, str] | None) -> None:

@@ -336,11 +336,11 @@ def _event(raw: Raw, identity: str) -> bytes:
         type_, data = raw.recorded().type, raw.data
     except wire.Malformed:
         type_, data = "malformed", msgspec.json.encode({"subject": raw.subject})
-    # A line break would end the field: of the type, which is anybody's text, none is kept; data may have several lines.
-    named = " ".join(type_.split())
-    if not named:  # without a type it would be no event to any reader (WHATWG HTML section 9.2.6)
-        named, data = "malformed", msgspec.json.encode({"subject": raw.subject})
-    lines = [f"id: {position}".encode(), b"event: " + named.encode()]
+    # The type is anybody's text. Without one it would be no event to any reader (WHATWG HTML section 9.2.6), a line
+    # break would end the field, and what is trimmed to a type that is known would be believed here, and nowhere else.
+    if not type_ or type_ != " ".join(type_.split()):
+        type_, data = "malformed", msgspec.json.encode({"subject": raw.subject})
+    lines = [f"id: {position}".encode(), b"event: " + type_.encode()]
     lines += [b"data: " + line for line in data.splitlines() or [b""]]
     lines.append(about.encode())
     return b"\n".join(lines) + b"\n\n"
