@@ -24,6 +24,7 @@ from prometheus_client import Counter
 
 from grantbook import wire
 from grantbook.sdk.log import Raw, Unavailable
+from grantbook.sdk.tasks import together
 from grantbook.sealed import CannotUnseal
 from transmitter import push, sets
 from transmitter.durable import Durable, Handed
@@ -229,9 +230,11 @@ class Pushing(Delivering):
 
     async def run(self) -> None:
         """Push what the feed hands out, and beside it verification events, which wait for nothing."""
-        async with push.opened_client(self._tools.tls) as client, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._forever(lambda: self._push_feed(client)))
-            tasks.create_task(self._forever(lambda: self._push_verifications(client)))
+        async with push.opened_client(self._tools.tls) as client:
+            await together(
+                self._forever(lambda: self._push_feed(client)),
+                self._forever(lambda: self._push_verifications(client)),
+            )
 
     def replaced(self, stream: Stream) -> None:
         """The stream was changed: perhaps a verification was asked for."""

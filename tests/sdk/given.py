@@ -1,5 +1,6 @@
 """What the tests of this folder write into the log: events as the registry writes them, straight to the stream."""
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ from registry import streams
 ADMIN: Final = Actor("admin")
 LIFETIME: Final = timedelta(hours=1)
 LOG_MAX_BYTES: Final = 64 * 1024**2
+SOURCED_SECONDS: Final = 20.0
 _numbers: Final = itertools.count(1)
 
 
@@ -116,6 +118,14 @@ async def write_raw(connection: Client, subject: str, type_: str, body: bytes) -
     """Publish what no writer of ours would."""
     headers = {"ce-specversion": "1.0", "ce-id": new_id(), "ce-source": wire.SOURCE, "ce-type": type_}
     return (await connection.jetstream().publish(subject, body, headers=headers)).seq
+
+
+async def sourced(connection: Client, messages: int) -> None:
+    """Wait until the feed has so many messages."""
+    manager = connection.jetstream()
+    async with asyncio.timeout(SOURCED_SECONDS):
+        while (await manager.stream_info(subjects.REVOCATIONS)).state.messages < messages:
+            await asyncio.sleep(0.001)
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -18,9 +19,10 @@ from grantbook import positions, subjects, wire
 from grantbook.events import Event
 from grantbook.sdk import clocks, revocations
 from grantbook.sdk.denials import Denials
-from grantbook.sdk.log import Gap, LogReader, Raw
+from grantbook.sdk.log import Follower, Gap, LogReader, Raw
 from grantbook.sdk.revocations import FeedUnavailable, RevocationFeed
 from grantbook.sdk.revocations_http import HttpRevocationFeed
+from grantbook.sdk.tasks import end
 from registry import streams
 from tests.partition import Partition
 from tests.sdk.given import (
@@ -32,6 +34,7 @@ from tests.sdk.given import (
     registered,
     resumed,
     revoked,
+    sourced,
     suspended,
     user_revoked,
     write,
@@ -54,14 +57,6 @@ async def until(true: Callable[[], bool], seconds: float = SECONDS) -> None:
     """Wait for the condition, looking often."""
     async with asyncio.timeout(seconds):
         while not true():
-            await asyncio.sleep(0.001)
-
-
-async def sourced(log: Client, messages: int) -> None:
-    """Wait until the feed has so many messages."""
-    manager = log.jetstream()
-    async with asyncio.timeout(SECONDS):
-        while (await manager.stream_info(subjects.REVOCATIONS)).state.messages < messages:
             await asyncio.sleep(0.001)
 
 
@@ -413,6 +408,64 @@ async def test_a_follower_notices_a_past_that_ends_before_its_own(tmp_path: Path
 
             with pytest.raises(Gap, match="ends at 1, before 2"):
                 await asyncio.wait_for(all_that_comes(), SECONDS)
+
+
+async def test_a_follower_that_is_cancelled_while_it_begins_leaves_nothing(
+    log: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects the server from callers that come and go: each would leave a consumer behind for half a minute."""
+    answered = asyncio.Event()
+    request = log.request
+
+    async def answered_to_nobody(subject: str, *given: Any, **options: Any) -> Any:
+        answer = await request(subject, *given, **options)
+        if "CONSUMER.CREATE" in subject:
+            answered.set()
+            await asyncio.Event().wait()
+        return answer
+
+    async with LogReader(log, subjects.LOG) as reader, reader.follow(0) as follower:
+        with monkeypatch.context() as connection:
+            connection.setattr(log, "request", answered_to_nobody)
+            beginning = asyncio.create_task(follower.next(SECONDS))
+            async with asyncio.timeout(SECONDS):
+                await answered.wait()
+            await end(beginning)
+    manager = log.jetstream()
+    async with asyncio.timeout(SECONDS):
+        while await manager.consumers_info(subjects.LOG):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["replaced", "closed"])
+async def test_a_cancellation_that_is_lost_holds_nothing_up(
+    log: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Protects a service's end, and its way back to fresh, from Python 3.11, whose `wait_for` may lose one."""
+    lost: list[object] = []
+    follow = Follower.next
+
+    async def lose_one(follower: Follower, wait_seconds: float) -> list[Raw]:
+        try:
+            return await follow(follower, wait_seconds)
+        except asyncio.CancelledError:
+            if lost:
+                raise
+            lost.append(follower)
+            return []
+
+    async def replaced(_last: int) -> bool:
+        raise revocations.Replaced
+
+    monkeypatch.setattr(Follower, "next", lose_one)
+    async with RevocationFeed(nats_url, LIFETIME) as feed:
+        if how == "replaced":
+            with monkeypatch.context() as proof:
+                proof.setattr(feed, "_has_applied", replaced)
+                await until(lambda: bool(lost))
+            await until(lambda: feed.state == "fresh")
+    assert lost
 
 
 async def test_a_machine_that_slept_knows_that_time_went_by(

@@ -14,7 +14,7 @@ from litestar import Response
 from nats.aio.client import Client
 
 from grantbook.events import Event
-from tests.sdk.given import deleted, resumed, revoked, suspended, user_revoked, write
+from tests.sdk.given import deleted, resumed, revoked, sourced, suspended, user_revoked, write
 from tests.transmitter.given import IDP, Receiver, Transmitter, until, unverified, verified
 from transmitter import delivery, push, sets
 from transmitter.reach import Reach
@@ -225,8 +225,11 @@ async def test_a_disabled_stream_hears_nothing(log: Client, transmitter: Transmi
     """Receivers that turned a stream off: nothing is kept for them, and they begin again with what happens then."""
     stream_id = (await transmitter.pushed_to(receiver))["stream_id"]
     await transmitter.set_status(stream_id, "disabled")
-    await until(lambda: not transmitter.service.transmission._at_work)
+    transmission = transmitter.service.transmission
+    await until(lambda: [each.status for each in transmission.streams.values()] == ["disabled"])
+    await until(lambda: not transmission._at_work)
     await write(log, revoked("c", "meanwhile"))
+    await sourced(log, 1)
     other = Receiver()
     async with other.listening():
         await transmitter.pushed_to(other)

@@ -383,9 +383,10 @@ class Follower:
         elif self._filters:
             config["filter_subjects"] = list(self._filters)
         request = {"stream_name": self._stream, "config": config, "action": "create"}
-        subscription = None
         try:
-            subscription = await self._connection.subscribe(f"{inbox}.*", cb=partial(self._received, inbox))
+            # Ours before it is asked for: who is cancelled meanwhile lets go of it, too.
+            self._inbox, self._consumer = inbox, name
+            self._subscription = await self._connection.subscribe(f"{inbox}.*", cb=partial(self._received, inbox))
             answer = msgspec.json.decode(
                 (await self._connection.request(subject, msgspec.json.encode(request), timeout=REQUEST_SECONDS)).data
             )
@@ -393,14 +394,10 @@ class Follower:
             reason = "no responders" if isinstance(error, NoRespondersError) else str(error) or type(error).__name__
             answer = {"error": {"description": reason}}
         if "error" in answer:
-            reason = answer["error"].get("description")
-            self.trouble = f"cannot follow {self._stream}: {reason}"
-            if subscription is not None and not self._connection.is_closed:
-                with contextlib.suppress(NatsError, OSError):
-                    await subscription.unsubscribe()
+            await self.close()  # it may have been made, and the answer have got lost
+            self.trouble = f"cannot follow {self._stream}: {answer['error'].get('description')}"
             await asyncio.sleep(max(0.0, min(RETRY_SECONDS, deadline - loop.time())))
             return loop.time() < deadline and await self._open(deadline)
-        self._inbox, self._consumer, self._subscription = inbox, name, subscription
         try:
             await self._refuse_another_past()
         except (TimeoutError, NatsError, OSError, msgspec.MsgspecError) as error:

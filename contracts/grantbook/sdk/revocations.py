@@ -38,7 +38,7 @@ from grantbook.sdk.denials import APPENDED_WITHIN_SECONDS, Denials
 from grantbook.sdk.log import Follower, Gap, LogReader, Raw, StreamState, Unavailable
 from grantbook.sdk.reading import before
 from grantbook.sdk.subscription import Applications, Observer, put_receipt, take_receipt_away
-from grantbook.sdk.tasks import end
+from grantbook.sdk.tasks import end, together
 
 State = Literal["starting", "fresh", "stale"]
 WhenStale = Literal["deny", "allow"]
@@ -452,15 +452,13 @@ class RevocationFeed(Revocations):
                 self._building = Denials(self._keep.total_seconds())
                 self._applied, self._feed_identity = after, state.identity
                 try:
-                    async with feed.follow(after) as follower, asyncio.TaskGroup() as tasks:
-                        tasks.create_task(self._identify(connection))
-                        tasks.create_task(self._apply(follower))
-                        tasks.create_task(self._prove(feed, state))
-                except* (Replaced, Gap):  # whoever notices first: the proof, or the follower
+                    async with feed.follow(after) as follower:
+                        await together(self._identify(connection), self._apply(follower), self._prove(feed, state))
+                except (Replaced, Gap):  # whoever notices first: the proof, or the follower
                     self._restart("the feed was replaced: starting anew")
                     await asyncio.sleep(RECHECK_SECONDS)
-                except* Exception as unexpected:  # noqa: BLE001  whatever it is: what is known stays denied, and it goes on
-                    self._restart(f"starting anew after {unexpected.exceptions[0]!r}")
+                except Exception as unexpected:  # noqa: BLE001  whatever it is: what is known stays denied, and it goes on
+                    self._restart(f"starting anew after {unexpected!r}")
                     await asyncio.sleep(RECHECK_SECONDS)
 
     def _refuse_short_feed(self, state: StreamState) -> None:

@@ -1,6 +1,7 @@
 """Ending tasks so that they have ended."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any, Final
 
 AGAIN_SECONDS: Final = 0.5
@@ -16,3 +17,25 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
+
+
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Do all of it, until one raises that; then the others have ended, for certain.
+
+    A `TaskGroup` cancels each once, and would wait for ever for one that lost that: see `end`.
+    """
+    tasks = [asyncio.create_task(each) for each in work]
+    cancelled = False
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        while not all(each.done() for each in tasks):
+            try:
+                await end(*tasks)
+            except asyncio.CancelledError:
+                cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    for failed in [each.exception() for each in tasks if not each.cancelled()]:
+        if failed is not None:
+            raise failed
