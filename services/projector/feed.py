@@ -3,6 +3,7 @@
 import asyncio
 import bisect
 import math
+from collections import Counter
 from datetime import timedelta
 from typing import Final
 
@@ -13,16 +14,15 @@ from grantbook import receipts, wire
 from grantbook.admin import Delivery, SubscriberDelivery, SubscriberStatus
 from grantbook.positions import Position
 from grantbook.receipts import Receipt
+from grantbook.sdk import clocks
 from grantbook.sdk.log import LogReader, Raw, StreamState, Unavailable
 from grantbook.sdk.revocations import doubt_of, heard_seconds_ago
 from grantbook.sdk.subscription import AllReceived, read_receipts
 
 PROOF_SECONDS: Final = 0.5
 """All open streams of a process share a proof that is no older."""
-
-
-RECEIPTS_SECONDS: Final = 0.25
-"""However many ask, receipts are read again after so long only."""
+RECEIPTS_SECONDS: Final = 0.5
+"""However many ask, receipts are read again only so long after they were read: ten thousand take some 0.2 s of it."""
 MAX_PLACES: Final = 64
 """Places in the log that are looked up in the feed for one answer. Of the others it is told less than they have."""
 
@@ -32,7 +32,7 @@ class NotInFeed(Exception):
 
 
 class Proof(Struct, frozen=True):
-    """What the feed said of itself. Times are of the event loop's clock, in seconds."""
+    """What the feed said of itself. Times are of `clocks.now`, in seconds."""
 
     asked_at: float
     heard_at: float
@@ -55,10 +55,9 @@ class FeedHead:
 
     async def proof(self) -> Proof:
         """A proof, or a doubt, that is at most `PROOF_SECONDS` old. Does not raise."""
-        loop = asyncio.get_running_loop()
         async with self._asking:
-            if loop.time() - self._known.asked_at > PROOF_SECONDS:
-                self._known = await self._ask(loop.time())
+            if clocks.now() - self._known.asked_at > PROOF_SECONDS:
+                self._known = await self._ask(clocks.now())
         return self._known
 
     async def _ask(self, asked_at: float) -> Proof:
@@ -79,19 +78,31 @@ class Receipts:
         self._asking = asyncio.Lock()
         self._read_at = -math.inf
         self._known = AllReceived([], truncated=False)
+        self._trouble: str | None = None
+        self._new: Counter[str] = Counter()
+        """Of each caller: let in since it was last read."""
 
     async def all(self) -> AllReceived:
-        """The receipts, as they were at most `RECEIPTS_SECONDS` ago. Raises `Unavailable`."""
-        loop = asyncio.get_running_loop()
+        """The receipts, as they were at most `RECEIPTS_SECONDS` ago, and what reading takes. Raises `Unavailable`."""
         async with self._asking:
-            asked_at = loop.time()
-            if asked_at - self._read_at > RECEIPTS_SECONDS:
-                self._known, self._read_at = await read_receipts(self._connection), asked_at
+            if clocks.now() - self._read_at > RECEIPTS_SECONDS:
+                self._new.clear()
+                try:
+                    self._known, self._trouble = await read_receipts(self._connection), None
+                except Unavailable as error:
+                    self._trouble = str(error)  # for all who waited, too: each would wait as long again, in turn
+                self._read_at = clocks.now()
+        if self._trouble is not None:
+            raise Unavailable(self._trouble)
         return self._known
 
-    async def number_of(self, caller: str) -> int:
-        """How many were handed in with this caller's token. Raises `Unavailable`."""
-        return sum(each.receipt.by == caller for each in (await self.all()).received)
+    async def lets_in(self, caller: str, most: int) -> bool:
+        """Whether this caller's token may hand in one more, which then counts. Raises `Unavailable`."""
+        received = (await self.all()).received
+        if sum(each.receipt.by == caller for each in received) + self._new[caller] >= most:
+            return False
+        self._new[caller] += 1
+        return True
 
 
 def place_claimed(receipt: Receipt, log: StreamState) -> int:
@@ -203,7 +214,7 @@ async def _at_or_before(feed: LogReader, state: StreamState, log_sequence: int) 
 
     Its sequence in the feed, or one less than the feed's first where there is none.
     """
-    low, high = state.first, state.last + 1
+    low, high = max(1, state.first), state.last + 1  # an empty stream says that it begins at 0
     found: Raw | None = None
     while low < high:
         middle = (low + high) // 2

@@ -1,6 +1,7 @@
 """Delivery: which token services have applied a revocation, as they say themselves."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -11,14 +12,14 @@ from nats.aio.client import Client
 from grantbook import receipts, subjects
 from grantbook.receipts import Receipt
 from grantbook.sdk import revocations, subscription
-from grantbook.sdk.log import LogReader
+from grantbook.sdk.log import LogReader, Unavailable
 from grantbook.sdk.revocations import RevocationFeed
-from grantbook.sdk.subscription import put_receipt
+from grantbook.sdk.subscription import AllReceived, put_receipt
 from projector import feed as projected_feed
 from projector.db import Connection
 from tests.projector.conftest import Api
 from tests.projector.given import position
-from tests.sdk.given import deleted, registered, revoked, suspended, write
+from tests.sdk.given import deleted, registered, revoked, sourced, suspended, write
 
 LIFETIME = timedelta(hours=1)
 SECONDS = 20.0
@@ -34,12 +35,6 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 async def feed(log: Client, nats_url: str) -> AsyncIterator[RevocationFeed]:
     async with RevocationFeed(nats_url, LIFETIME, subscriber="mail", instance="one") as opened:
         yield opened
-
-
-async def sourced(log: Client, messages: int) -> None:
-    async with LogReader(log, subjects.REVOCATIONS) as reader, asyncio.timeout(SECONDS):
-        while (await reader.state()).last < messages:
-            await asyncio.sleep(0.01)
 
 
 async def delivery(api: Api, log: Client, sequence: int, answers: int = 200) -> Any:
@@ -69,6 +64,12 @@ async def test_a_revocation_that_arrived_is_shown_so_with_its_time(log: Client, 
     assert "delivered_at" in subscriber
     # Nothing was revoked up to the registration.
     assert (await delivery(api, log, first, answers=404))["code"] == "revocation_not_found"
+
+
+async def test_before_the_first_revocation_of_all_there_is_none(log: Client, api: Api) -> None:
+    """Protects an admin of a new register, where "not found" would otherwise be "cannot be told right now"."""
+    [only] = await write(log, registered("c"))
+    assert (await delivery(api, log, only, answers=404))["code"] == "revocation_not_found"
 
 
 async def test_a_position_that_revokes_nothing_is_about_what_was_revoked_before(
@@ -157,9 +158,14 @@ async def test_what_cannot_be_is_no_delivery(log: Client, api: Api, monkeypatch:
     await claimed(log, "other-log", log="00000000", log_sequence=last)
     await claimed(log, "ahead", log=ours, log_sequence=2**63 - 1)
     await claimed(log, "feed-ahead", feed=feed, feed_sequence=2**63 - 1)
+    # What an older version let in, and made a 500 of.
+    key = subjects.bucket_key(subjects.SUBSCRIBERS, receipts.key("huge", "one"))
+    huge = b'{"name":"huge","instance":"one","state":"fresh","recent":[[9223372036854775807,9007199254740992]]}'
+    await log.jetstream().publish(key, huge)
     await claimed(log, "old", log=ours, log_sequence=last, recent=((last, receipts.MAX_AGE_MILLISECONDS),))
     told = await delivery(api, log, last)
     assert {each["name"] for each in told["subscribers"] if each["delivered"]} == {"honest", "old"}
+    assert "huge" in {each["name"] for each in told["subscribers"]}
     assert told["complete"] is False
     status = {each["name"]: each["lag_events"] for each in (await api.get("/admin/v1/status"))["subscribers"]}
     assert {name for name, lag in status.items() if lag == 0} == {"honest", "old"}
@@ -176,6 +182,29 @@ async def test_a_list_that_was_cut_is_never_complete(log: Client, api: Api, monk
         await claimed(log, name, log=ours, log_sequence=last)
     told = await delivery(api, log, last)
     assert (told["complete"], told["truncated"], told["waiting"], len(told["subscribers"])) == (False, True, 0, 2)
+
+
+async def test_the_list_is_read_once_for_all_who_ask(log: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the status page: neither many who ask nor a server that does not answer makes them wait in a row."""
+    readings = 0
+
+    async def read(_: Client) -> AllReceived:
+        nonlocal readings
+        readings += 1
+        await asyncio.sleep(0.05)
+        if readings == 2:
+            raise Unavailable("the server does not answer")
+        return AllReceived([], truncated=readings == 3)
+
+    monkeypatch.setattr(projected_feed, "read_receipts", read)
+    kept = projected_feed.Receipts(log)
+    told = await asyncio.gather(*(kept.all() for _ in range(20)))
+    assert (readings, {each.truncated for each in told}) == (1, {False})
+    kept._read_at = -math.inf  # as if it were long ago
+    failed = await asyncio.gather(*(kept.all() for _ in range(20)), return_exceptions=True)
+    assert (readings, {type(each) for each in failed}) == (2, {Unavailable})
+    kept._read_at = -math.inf
+    assert (await kept.all()).truncated
 
 
 def test_places_that_were_not_looked_up_are_told_as_less() -> None:

@@ -127,6 +127,10 @@ async def test_a_caller_has_so_many_subscribers_and_no_more(served: Served, monk
 
     assert [await put(name) for name in ("a", "b", "c", "a")] == [204, 204, 403, 204]
     assert await put("c", Authorization=f"Bearer {OTHER_FEED}") == 204
+    # Nor does it get in more at once than one after another.
+    monkeypatch.setattr(projected_feed, "RECEIPTS_SECONDS", SECONDS)
+    monkeypatch.setattr(api, "MAX_RECEIPTS_OF_A_CALLER", 4)
+    assert sorted(await asyncio.gather(*(put(name) for name in "defgh"))) == [204, 204, 403, 403, 403]
 
 
 async def test_an_empty_list_is_read_at_once(log: Client) -> None:

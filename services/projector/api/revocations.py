@@ -26,7 +26,7 @@ from door.roles import Caller, requires
 from door.serving import ABORT
 from grantbook import positions, receipts, subjects, wire
 from grantbook.sdk import clocks
-from grantbook.sdk.log import Follower, LogReader, Raw, Unavailable
+from grantbook.sdk.log import Follower, Gap, LogReader, Raw, Unavailable
 from grantbook.sdk.reading import before
 from grantbook.sdk.subscription import put_receipt, read_receipt, take_receipt_away
 from projector.api.parameters import span
@@ -222,11 +222,11 @@ async def put_own_receipt(
         raise invalid_parameter("feed", "absent: who reads over HTTP knows places in the log alone")
     reads: Reads = request.app.state.reads
     try:
-        if not await _is_callers(reads, caller, name, instance):
-            number = await reads.receipts.number_of(caller.name)
-            if number >= MAX_RECEIPTS_OF_A_CALLER:
-                detail = f"{number} subscribers are known with this token; an admin can forget those that are gone"
-                raise Problem(403, "too_many_subscribers", detail)
+        if not await _is_callers(reads, caller, name, instance) and not await reads.receipts.lets_in(
+            caller.name, MAX_RECEIPTS_OF_A_CALLER
+        ):
+            detail = f"this token has {MAX_RECEIPTS_OF_A_CALLER} subscribers; an admin can forget those that are gone"
+            raise Problem(403, "too_many_subscribers", detail)
         await put_receipt(reads.connection, structs.replace(receipt, by=caller.name))
     except Unavailable as error:
         raise unavailable(str(error)) from error
@@ -293,7 +293,10 @@ async def _events(reads: Reads, start: positions.Position, streams: OpenStreams)
     behind = 0
     async with reads.log.follow(start.sequence, subjects.GATES) as follower:
         while not streams.closing and loop.time() < end_at:
-            messages = await follower.next(min(_NEXT_SECONDS, max(0.0, comment_at - loop.time())))
+            try:
+                messages = await follower.next(min(_NEXT_SECONDS, max(0.0, comment_at - loop.time())))
+            except Gap:  # the log was restored: who comes back with this position is told so
+                return
             if messages:
                 yield b"".join(_event(each, start.identity) for each in messages)
             if loop.time() >= comment_at:
@@ -309,13 +312,13 @@ async def _events(reads: Reads, start: positions.Position, streams: OpenStreams)
                         behind = 0
                 else:
                     behind = 0
-                now = loop.time()
+                now = clocks.now()
                 yield (
-                    f": {CURRENT} {now - proof.asked_at:.3f} {now - proof.heard_at:.3f} {clocks.now():.3f}\n\n"
+                    f": {CURRENT} {now - proof.asked_at:.3f} {now - proof.heard_at:.3f} {now:.3f}\n\n"
                     if doubt is None
                     else f": waiting: {doubt}\n\n"
                 ).encode()
-                comment_at = now + COMMENT_SECONDS
+                comment_at = loop.time() + COMMENT_SECONDS
 
 
 async def _is_same_log(log: LogReader, start: positions.Position, follower: Follower) -> bool:
