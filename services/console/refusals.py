@@ -63,6 +63,7 @@ def shown(problem: Problem, path: str) -> Response[bytes]:
         title=TITLES.get(problem.status, "Something went wrong here"),
         detail=problem.detail,
         status=problem.status,
+        code=problem.code,
         away=problem.members.get("service"),
     )
     answer.headers.update({name: value for name, value in problem.headers.items() if name != "Content-Type"})

@@ -1,13 +1,17 @@
 """One client's page, as the server sends it."""
 
 import json
+from datetime import UTC, datetime
 from html import unescape
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from console import highlight
+from console.pages.client import definition
+from grantbook.admin import ClientDetail
 from tests.console.conftest import Console, House
 
 pytestmark = pytest.mark.browser
@@ -23,6 +27,37 @@ async def test_the_definition_is_the_whole_registration_as_text(console: Console
     file = await console.get(f"/console/clients/{client}/definition.json")
     assert json.loads(file.content)["client_uri"] == "https://agent.example/x"
     assert file.headers["content-disposition"] == 'attachment; filename="client.json"'
+
+
+async def test_a_registration_cannot_say_under_which_id_or_from_where_it_came(console: Console, house: House) -> None:
+    """An admin who reads the definition: what the register knows is not for the client to say."""
+    said: dict[str, Any] = {"client_id": "trusted", "client_id_issued_at": 1, "source": "manual"}
+    client = await house.register(**said)
+    file = json.loads((await console.get(f"/console/clients/{client}/definition.json")).content)
+    assert (file["client_id"], file["source"]) == (client, "dcr")
+    assert file["client_id_issued_at"] > 1
+
+
+def test_what_the_register_knows_wins_over_what_the_client_says() -> None:
+    """The same, whatever the register should ever keep of a registration."""
+    client = ClientDetail(
+        client_id="c",
+        redirect_uris=[],
+        grant_types=[],
+        token_endpoint_auth_method="none",
+        client_id_issued_at=5,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        source="dcr",
+        status="active",
+        active_grants=0,
+        active_users=0,
+        family="f",
+        flags=[],
+        metadata={"client_id": "trusted", "client_id_issued_at": 1, "source": "manual", "client_name": "A"},
+        metadata_sha256="0",
+        history=[],
+    )
+    assert definition(client) == {"client_id": "c", "client_id_issued_at": 5, "client_name": "A", "source": "dcr"}
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), st.lists, max_leaves=10))

@@ -43,12 +43,9 @@ async def read_client(console: Console, visitor: Visitor, client: str) -> Answer
 
 def definition(client: ClientDetail) -> dict[str, Any]:
     """The registration as RFC 7591 has it (section 3.2.1), and how it came here; no secret is in it, or kept at all."""
-    return {
-        "client_id": client.client_id,
-        "client_id_issued_at": client.client_id_issued_at,
-        **client.metadata,
-        "source": client.source,
-    }
+    known = {"client_id": client.client_id, "client_id_issued_at": client.client_id_issued_at}
+    # What the register knows comes last where names are the same: no client says who it is, or where from.
+    return {**known, **client.metadata, **known, "source": client.source}
 
 
 async def _shown(

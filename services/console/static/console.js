@@ -93,6 +93,9 @@ function keep(element, failures) {
       const fresh = found.nodes.find((each) => each.id === element.id || each.querySelector?.(`#${CSS.escape(element.id)}`));
       const next = fresh?.id === element.id ? fresh : fresh?.querySelector(`#${CSS.escape(element.id)}`);
       if (!found.ok || !next) throw new Error("not there");
+      // What is replaced whole is not read out; a region that stays is. Only what is new is worth it.
+      const news = next.querySelector("[data-said]")?.textContent;
+      if (news && news !== element.querySelector("[data-said]")?.textContent) say(news);
       element.replaceWith(next);
       if (next.dataset.live) keep(next, 0);
     } catch {
