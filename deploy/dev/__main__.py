@@ -71,7 +71,14 @@ def link(host: str, port: int, data: Path) -> None:
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(1, 65_535), default=8080, show_default=True, help="Grantbook's port.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    default=8080,
+    show_default=True,
+    envvar="GRANTBOOK_PORT",
+    help="Grantbook's port.",
+)
 @click.option("--idp-port", type=click.IntRange(1, 65_535), default=8090, show_default=True, help="The provider's.")
 @click.option("--mcp-port", type=click.IntRange(1, 65_535), default=8095, show_default=True, help="The MCP server's.")
 @click.option(

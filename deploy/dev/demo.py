@@ -1,5 +1,6 @@
 """All of it at once: Grantbook, the example identity provider and the example MCP server, each a process of its own."""
 
+import fcntl
 import os
 import re
 import signal
@@ -8,8 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -99,6 +100,7 @@ def run(data: Path, ports: Ports, *, quiet: bool = False) -> None:
     mcp = f"http://127.0.0.1:{ports.mcp_server}/mcp"
     try:
         with ExitStack() as stack:
+            stack.enter_context(_alone(data))
 
             def start(name: str, arguments: list[str], environment: Mapping[str, str], ready: str) -> Part:
                 if not quiet:
@@ -124,6 +126,18 @@ def run(data: Path, ports: Ports, *, quiet: bool = False) -> None:
             raise next(part for part in parts if not part.alive).failure("ended by itself, so all of it stopped")
     except KeyboardInterrupt:
         return
+
+
+@contextmanager
+def _alone(data: Path) -> Iterator[None]:
+    """A second one in the same folder would write over the logs of the first before it failed. Raises `DemoFailed`."""
+    with (data / "demo.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"a demo runs in {data} already: stop it first, or give this one another folder with --data"
+            raise DemoFailed(message) from None
+        yield
 
 
 def variables(file: Path) -> dict[str, str]:

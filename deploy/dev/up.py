@@ -298,7 +298,7 @@ def _refuse_busy(host: str, port: int) -> None:
         except OSError as error:
             message = (
                 f"port {port} of {host} cannot be used ({error.strerror}). Stop what listens there, "
-                f"or choose another: GRANTBOOK_PORT=8090 make up"
+                f"or choose another: GRANTBOOK_PORT=8070 make up"
             )
             raise CannotStart(message) from error
 

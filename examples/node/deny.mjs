@@ -11,22 +11,21 @@ const hears = ({ sources: [log] = [] }) => log?.active >= 0 && log.active < 3e9 
 let view = { gates: new Map(), proven: -Infinity } // by subject: tokens that were issued until then are denied
 const denied = (it, at = it.iat ?? NaN) => !(process.uptime() - view.proven < STALE) || at < Date.now() / 1e3 - KEEP ||
   Object.values(gatesOf(it)).some((gate) => view.gates.has(gate) && !(at > view.gates.get(gate).until))
-function apply(next, it, was = next.gates.get(it.subject) ?? { until: 0, heard: 0 }) {
+async function apply(next, it, was = next.gates.get(it.subject) ?? { until: 0, heard: 0 }) {
   const gate = { ...was, until: Infinity, heard: Infinity } // for good, unless it is understood
   next.applied = it.seq, next.gates.set(it.subject, gate)
-  try {
-    const event = it.json(), type = it.headers.get('ce-type'), at = Date.parse(event.at.trim()) / 1000
-    if (event.type !== type || gatesOf(event)[KIND.exec(type)?.[0]] !== it.subject || !event.by.kind || !at) return
-    if (type === 'client.resumed' && !was.final && was.heard < Infinity) return next.gates.delete(it.subject)
-    gate.heard = Math.max(process.uptime(), was.heard), gate.final ||= type === 'client.deleted'
-    if (/^user/.test(type)) gate.until = Math.max(Math.min(it.info.timestampNanos / 1e9, at + LATE) + SKEW, was.until)
-  } catch {}
+  const event = it.json(), type = it.headers.get('ce-type'), at = Date.parse(event.at.trim()) / 1000
+  if (event.type !== type || gatesOf(event)[KIND.exec(type)?.[0]] !== it.subject || !event.by.kind || !at) return
+  if (type === 'client.resumed' && !was.final && was.heard < Infinity) return next.gates.delete(it.subject)
+  gate.heard = Math.max(process.uptime(), was.heard), gate.final ||= type === 'client.deleted'
+  if (/^user/.test(type)) gate.until = Math.max(Math.min(it.info.timestampNanos / 1e9, at + LATE) + SKEW, was.until)
 }
 async function follow(jsm, began = process.uptime()) {
   const info = await jsm.streams.info(FEED), since = new Date(Date.parse(info.ts) - KEEP * 1000).toISOString()
   const consumer = await jsm.jetstream().consumers.get(FEED, { deliver_policy: 'by_start_time', opt_start_time: since })
   const next = { gates: new Map(), proven: -Infinity, applied: (await consumer.info(true)).delivered.stream_seq }
-  const messages = await consumer.consume({ callback: (it) => it.seq === next.applied + 1 && apply(next, it) })
+  const callback = (it) => it.seq === next.applied + 1 && apply(next, it).catch(() => {}) // not understood: denied
+  const messages = await consumer.consume({ callback })
   for (let said = info, end = info.state.last_seq, asked = began, had; ; await delay(1000)) { // for what was on its way
     if (said.created !== info.created || end < had || had < end && had === next.applied) return messages.stop()
     if (next.applied >= end && hears(said) && (end || asked > began + 3)) view = Object.assign(next, { proven: asked })
@@ -36,5 +35,6 @@ async function follow(jsm, began = process.uptime()) {
   }
 }
 createInterface(process.stdin).on('line', (it) => console.log(denied(JSON.parse(it)))).on('close', process.exit)
-const nc = await connect({ servers: process.argv.slice(3), waitOnFirstConnect: true, maxReconnectAttempts: -1 })
+const servers = process.argv.slice(3), { username: user, password: pass } = new URL(servers[0]) // not read by connect
+const nc = await connect({ servers, user, pass, waitOnFirstConnect: true, maxReconnectAttempts: -1 })
 for (;; await delay(100)) await follow(await jetstreamManager(nc, { checkAPI: false })).catch(console.error)

@@ -218,7 +218,7 @@ async def assert_equal(feed: RevocationFeed, node: Example, dice: random.Random,
 async def test_a_token_service_in_node_denies_what_ours_denies(tmp_path: Path) -> None:
     """Token services in other languages: whoever writes one like the example denies the same tokens, always."""
     dice = random.Random(SEED)
-    with nats_server(tmp_path / "nats") as server:
+    with nats_server(tmp_path / "nats", user="feed", password="feed-password") as server:
         async with opened_log(server.url) as log:
             await happen(log, dice, EVENTS, garbage=0.02)
             async with RevocationFeed(server.url, LIFETIME) as feed, Example.running(server.url) as node:

@@ -30,12 +30,13 @@ _NEXT: Final = re.compile(r'name="next" value="([^"]*)"')
 
 
 class Demo(Struct, frozen=True):
-    """Where the three are, and the tokens of this installation."""
+    """Where the three are, the tokens of this installation, and its folder."""
 
     grantbook: str
     issuer: str
     mcp: str
     variables: dict[str, str]
+    data: Path
 
     def admin(self) -> Caller:
         """An admin, at Grantbook."""
@@ -78,6 +79,7 @@ def running(folder: Path) -> Iterator[Demo]:
             f"http://127.0.0.1:{ports[1]}",
             mcp,
             variables(folder / "data" / "dev.env"),
+            folder / "data",
         )
         yield demo
     finally:

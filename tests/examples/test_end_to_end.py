@@ -1,6 +1,8 @@
 """A real agent, the official MCP client, feels a revocation on its next call."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -212,6 +214,22 @@ async def refreshed(demo: Demo, client_id: str, tokens: OAuthToken) -> tuple[int
     async with httpx.AsyncClient(timeout=SECONDS) as http:
         answer = await http.post(f"{demo.issuer}/token", data=form)
     return answer.status_code, answer.json().get("error", "")
+
+
+def test_a_second_demo_in_the_same_folder_leaves_the_first_alone(demo: Demo) -> None:
+    """Protects who types it twice: the first goes on, and keeps its logs."""
+    log = demo.data / "demo-dev.log"
+    before = log.stat().st_size
+    second = subprocess.run(
+        [sys.executable, "-m", "deploy.dev", "demo", "--data", str(demo.data)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    assert second.returncode == 1
+    assert "a demo runs in" in second.stderr
+    assert log.stat().st_size >= before > 0
 
 
 async def test_use_is_reported(demo: Demo) -> None:

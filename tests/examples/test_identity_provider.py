@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import httpx
 import jwt
 import pytest
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from deploy.dev.demo import Part
 from deploy.dev.servers import free_port
@@ -49,7 +49,7 @@ def outage(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Out
         part = Part("the identity provider", arguments, environment, folder / "idp.log")
         try:
             part.wait_ready(f"{issuer}/.well-known/oauth-authorization-server")
-            yield Outage(Demo(demo.grantbook, issuer, demo.mcp, demo.variables), relay)
+            yield Outage(structs.replace(demo, issuer=issuer), relay)
         finally:
             part.stop()
 

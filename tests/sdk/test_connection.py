@@ -5,6 +5,8 @@ from datetime import timedelta
 
 import pytest
 
+from deploy.dev.servers import free_port
+from grantbook.sdk import connection
 from grantbook.sdk.connection import UnreadableUrl, connect, refuse_unreadable, without_password
 from grantbook.sdk.revocations import RevocationFeed
 
@@ -59,3 +61,12 @@ def test_a_url_that_can_be_read_is_shown_with_its_host(url: str, shown: str) -> 
     """Operators: which server was meant can be seen."""
     refuse_unreadable(url)
     assert without_password(url) == shown
+
+
+async def test_the_same_trouble_is_not_said_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators: a server that is down is told of, and does not fill the log four times a second."""
+    monkeypatch.setattr(connection, "FIRST_CONNECT_SECONDS", 1.5)
+    said: list[str] = []
+    with pytest.raises(TimeoutError, match="no connection to NATS"):
+        await connect(f"nats://127.0.0.1:{free_port()}", name="test", on_trouble=said.append)
+    assert len(said) == 1

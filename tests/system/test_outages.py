@@ -22,6 +22,7 @@ EXPIRES_AT = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
 AGENT = {"redirect_uris": ["http://localhost/cb"]}
 GRANT = {"user_id": "ada", "username": "ada", "scopes": [], "expires_at": EXPIRES_AT, "grant_id": "g1"}
 IN_FLIGHT = 60
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture

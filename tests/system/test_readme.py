@@ -198,6 +198,7 @@ def test_a_shell_that_read_dev_env_can_start_it_again(folder: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.faults
 def test_servers_that_are_not_there_are_a_clear_message(folder: Path, nats_url: str) -> None:
     """Whoever mistyped an address: which server, no traceback."""
     for variables in (

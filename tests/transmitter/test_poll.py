@@ -1,15 +1,31 @@
 """Delivery by poll (RFC 8936), from a real feed."""
 
 import asyncio
+import json
+import os
+import signal
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from nats.aio.client import Client
 
+from deploy.dev.servers import dies_with_parent
 from tests.sdk.given import revoked, write
-from tests.transmitter.given import Transmitter, transmitting, until, unverified, verified
+from tests.transmitter.given import (
+    RECEIVERS,
+    SECONDS,
+    Transmitter,
+    token_of_receiver,
+    transmitting,
+    until,
+    unverified,
+    verified,
+)
 from transmitter import delivery, sets, transmission
+
+EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "shared_signals" / "poll.py"
 
 
 def grants_of(tokens: dict[str, str]) -> list[str]:
@@ -153,3 +169,28 @@ async def test_polls_end_when_the_transmitter_does(transmitter: Transmitter) -> 
     transmitter.service.transmission.closing.set()
     async with asyncio.timeout(5):
         assert await polling == {}
+
+
+async def test_the_example_receives_each_revocation_once(log: Client, transmitter: Transmitter) -> None:
+    """Who writes a receiver begins with the example: it makes its stream, verifies, acknowledges, and goes on."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(EXAMPLE),
+        transmitter.url,
+        RECEIVERS[0],
+        env={**os.environ, "SSF_TOKEN": token_of_receiver(RECEIVERS[0])},
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=dies_with_parent(signal.SIGKILL),
+    )
+    assert process.stdout is not None
+    try:
+        await until(lambda: transmitter.service.transmission._polls.total() == 1)
+        for grant in ("one", "two"):
+            await write(log, revoked("c", grant))
+            async with asyncio.timeout(SECONDS):
+                told = json.loads(await process.stdout.readline())
+            assert told["subject"]["session"] == {"format": "opaque", "id": grant}
+            assert list(told["events"]) == [sets.SESSION_REVOKED]
+    finally:
+        process.kill()
+        await process.wait()

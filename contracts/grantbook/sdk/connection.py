@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ RECONNECT_WAIT_SECONDS: Final = 0.25
 PING_SECONDS: Final = 5
 CLOSE_SECONDS: Final = 5.0
 PENDING_BYTES: Final = 64 * 1024 * 1024
+SAME_TROUBLE_SECONDS: Final = 5.0
+"""The same is told again only so much later: four times a second, it would bury what else is said."""
 
 
 class UnreadableUrl(NatsError, ValueError):
@@ -32,13 +35,15 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
     """
     refuse_unreadable(url)
     client: Client | None = None
-    last_trouble = ""
+    last_trouble, told_at = "", -math.inf
 
     async def heard(what: str) -> None:
-        nonlocal last_trouble
-        last_trouble = what
-        if on_trouble is not None:
+        nonlocal last_trouble, told_at
+        now = asyncio.get_running_loop().time()
+        if on_trouble is not None and (what != last_trouble or now - told_at >= SAME_TROUBLE_SECONDS):
             on_trouble(what)
+            told_at = now
+        last_trouble = what
 
     async def on_error(error: Exception) -> None:
         await heard(f"nats: {str(error) or type(error).__name__}")
