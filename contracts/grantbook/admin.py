@@ -1,6 +1,7 @@
 """Answers of the read API, `/admin/v1` and `/audit/v1`. Unset members are absent, never `null`.
 
-Times are RFC 3339 UTC, but for OAuth's own `client_id_issued_at`, which is a number of seconds since 1970.
+Times are RFC 3339 UTC, but for OAuth's own `client_id_issued_at`, which is a number of seconds since 1970. Pages have a
+`next_cursor`, absent on the last one, and a `previous_cursor`, absent on the first.
 """
 
 from datetime import datetime
@@ -31,6 +32,8 @@ class ClientItem(Struct, frozen=True, kw_only=True):
     family: str
     flags: list[str]
     """What an admin should look at; `ClientDetail.why_flagged` has a sentence for each."""
+    activity: list[int] | UnsetType = UNSET
+    """How often it was used on each of the days that were asked for (UTC), the last of which is today."""
 
 
 class HistoryEntry(Struct, frozen=True, kw_only=True):
@@ -76,6 +79,49 @@ class GrantItem(Struct, frozen=True, kw_only=True):
     ended_reason: str | UnsetType = UNSET
     metadata_sha256: str | UnsetType = UNSET
     """Of the client's metadata as the user was shown it. Absent where it was not recorded."""
+
+
+class UserItem(Struct, frozen=True, kw_only=True):
+    """A user who ever let a client in."""
+
+    user_id: str
+    user_key: str | UnsetType = UNSET
+    """The user's name in paths, given where it differs from `user_id`."""
+    username: str | UnsetType = UNSET
+    """As the latest grant has it. Absent once the user was erased."""
+    active_grants: int
+    grants: int
+    """All that there ever were."""
+    last_activity_at: datetime | UnsetType = UNSET
+
+
+class UserPage(Struct, frozen=True, kw_only=True):
+    """A page of users."""
+
+    items: list[UserItem]
+    next_cursor: str | UnsetType = UNSET
+    previous_cursor: str | UnsetType = UNSET
+    total: int | UnsetType = UNSET
+
+
+class Trend(Struct, frozen=True, kw_only=True):
+    """How many there were in the time from `since` on, a day or an hour long, by the log's time."""
+
+    since: datetime
+    registered: int
+    granted: int
+    revoked: int
+    """Grants, also those of clients that were deleted."""
+    users_cut_off: int
+    suspended: int
+    deleted: int
+
+
+class Trends(Struct, frozen=True, kw_only=True):
+    """What happened over time, oldest first, times in which nothing happened included; the last is not over yet."""
+
+    by: str
+    items: list[Trend]
 
 
 class FamilyItem(Struct, frozen=True, kw_only=True):
@@ -124,6 +170,7 @@ class ClientPage(Struct, frozen=True, kw_only=True):
 
     items: list[ClientItem]
     next_cursor: str | UnsetType = UNSET
+    previous_cursor: str | UnsetType = UNSET
     total: int | UnsetType = UNSET
 
 
@@ -136,6 +183,7 @@ class StaleClientPage(Struct, frozen=True, kw_only=True):
 
     items: list[StaleClient]
     next_cursor: str | UnsetType = UNSET
+    previous_cursor: str | UnsetType = UNSET
     total: int | UnsetType = UNSET
     active_grants: int | UnsetType = UNSET
     """Active grants of all clients of the list. Given with `total`."""
@@ -151,6 +199,7 @@ class GrantPage(Struct, frozen=True, kw_only=True):
 
     items: list[GrantItem]
     next_cursor: str | UnsetType = UNSET
+    previous_cursor: str | UnsetType = UNSET
     total: int | UnsetType = UNSET
 
 
@@ -159,6 +208,7 @@ class FamilyPage(Struct, frozen=True, kw_only=True):
 
     items: list[FamilyItem]
     next_cursor: str | UnsetType = UNSET
+    previous_cursor: str | UnsetType = UNSET
     total: int | UnsetType = UNSET
 
 
@@ -262,6 +312,7 @@ class AuditPage(Struct, frozen=True, kw_only=True):
 
     items: list[AuditEvent]
     next_cursor: str | UnsetType = UNSET
+    previous_cursor: str | UnsetType = UNSET
     total: int | UnsetType = UNSET
 
 

@@ -16,6 +16,8 @@ MAX_CURSOR_CHARACTERS: Final = 4_096
 class Place(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The last row of a page: of which list in which order, its sorted value as text, and its tie-breaker.
 
+    Or the first one, of a page that the page before it is asked for: `backward`.
+
     `since` is a moment (RFC 3339) that all pages of the list have in common, for lists that have one.
     """
 
@@ -23,6 +25,7 @@ class Place(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     value: str
     tie: str
     since: str = ""
+    backward: bool = False
 
 
 class InvalidCursor(ValueError):

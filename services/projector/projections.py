@@ -4,8 +4,9 @@ The statements do not depend on how the log was cut into batches: a fact about s
 recorded before it. So a rebuild with other batches gives the same rows.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Final, assert_never
 
@@ -32,6 +33,8 @@ from grantbook.lifetimes import extension_threshold
 from grantbook.sealed import Sealed
 from projector.db import AnyConnection
 
+DAYS_OF_ACTIVITY: Final = timedelta(days=90)
+"""As long as the activity's stream holds it: uses by day are kept for so many days before the newest report's."""
 REMEMBERED_SCOPES: Final = 4_096
 REMEMBERED_METADATA: Final = 1_024
 MAX_REMEMBERED_METADATA_BYTES: Final = 4_096
@@ -78,6 +81,7 @@ class LogBatch(Struct):
     revocations: dict[GrantKey, Row] = {}
     users: dict[str, None] = {}
     cut_offs: dict[tuple[str, int], Row] = {}
+    hours: Counter[tuple[datetime, str]] = msgspec.field(default_factory=Counter)
 
 
 class Use(Struct):
@@ -93,6 +97,10 @@ class ActivityBatch(Struct):
 
     grants: dict[GrantKey, Use] = {}
     clients: dict[str, datetime] = {}
+    days: Counter[tuple[date, str]] = msgspec.field(default_factory=Counter)
+    """Uses of a client on a day."""
+    kept_from: date = date.min
+    """Days before it are told no more."""
 
 
 def sealed_usernames(records: Sequence[wire.Recorded]) -> list[Sealed]:
@@ -171,6 +179,7 @@ def fold(  # noqa: C901  one case an event type
             raise UnknownType(message)
         case _:
             assert_never(event)
+    batch.hours[at.replace(minute=0, second=0, microsecond=0), recorded.type] += 1
     batch.events.append((position, recorded.id, recorded.type, at, client, grant, user, recorded.body.decode()))
 
 
@@ -204,6 +213,8 @@ def fold_activity(batch: ActivityBatch, recorded: wire.Recorded) -> None:
     if not isinstance(event, ActivityRecorded):
         message = f"position {recorded.position} of the activity is a {recorded.type}, which belongs in the log"
         raise NotOfThisLog(message)
+    kept_from = recorded.recorded_at.date() - DAYS_OF_ACTIVITY
+    batch.kept_from = max(batch.kept_from, kept_from)
     for window in event.windows:
         client, grant = subjects.token(window.client_id), subjects.token(window.grant_id)
         use = batch.grants.get((client, grant))
@@ -215,6 +226,9 @@ def fold_activity(batch: ActivityBatch, recorded: wire.Recorded) -> None:
             if window.expires_at is not None:
                 use.expires_at = max(window.expires_at, use.expires_at or window.expires_at)
         batch.clients[client] = max(window.last_at, batch.clients.get(client, window.last_at))
+        day = window.last_at.astimezone(UTC).date()
+        if day >= kept_from:
+            batch.days[day, client] += window.count
 
 
 async def apply(connection: AnyConnection, batch: LogBatch) -> None:
@@ -227,6 +241,14 @@ async def apply(connection: AnyConnection, batch: LogBatch) -> None:
         """,
         *_columns(batch.events),
     )
+    if batch.hours:
+        await connection.execute(
+            """
+            INSERT INTO hours (hour, type, events) SELECT * FROM unnest($1::timestamptz[], $2::text[], $3::bigint[])
+            ON CONFLICT (hour, type) DO UPDATE SET events = hours.events + excluded.events
+            """,
+            *_columns((hour, type_, number) for (hour, type_), number in batch.hours.items()),
+        )
     if batch.hosts:
         await connection.execute(
             """
@@ -399,6 +421,7 @@ async def _apply_grants(connection: AnyConnection, batch: LogBatch) -> None:
 
 async def apply_activity(connection: AnyConnection, batch: ActivityBatch) -> None:
     """Write what the batch of activity changes. In a transaction, after its checkpoint was moved."""
+    await connection.execute("DELETE FROM client_days WHERE day < $1", batch.kept_from)
     if not batch.grants:
         return
     await connection.execute(
@@ -419,6 +442,14 @@ async def apply_activity(connection: AnyConnection, batch: ActivityBatch) -> Non
         """,
         *_columns(batch.clients.items()),
     )
+    if days := [(day, client, uses) for (day, client), uses in batch.days.items() if day >= batch.kept_from]:
+        await connection.execute(
+            """
+            INSERT INTO client_days (day, client_key, uses) SELECT * FROM unnest($1::date[], $2::text[], $3::bigint[])
+            ON CONFLICT (day, client_key) DO UPDATE SET uses = client_days.uses + excluded.uses
+            """,
+            *_columns(days),
+        )
 
 
 class _Judged(Struct, frozen=True):

@@ -4,12 +4,12 @@ Of what callers send, nothing becomes SQL: sorts and states are keys of the tabl
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from datetime import date, datetime, timedelta
+from typing import Any, Final, Literal, cast
 
 import asyncpg
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from appraisal import flags
 from grantbook import as_of, events, fingerprints, subjects
@@ -27,6 +27,9 @@ from grantbook.admin import (
     Preview,
     StaleClient,
     Totals,
+    Trend,
+    UserItem,
+    UserPage,
 )
 from grantbook.positions import Position
 from grantbook.sealed import Note, Sealed
@@ -124,17 +127,25 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
     family: str | None = None
     needs_review: bool | None = None
     client_key: str | None = None
+    revoked_after: datetime | None = None
 
 
 class Stale(Struct, frozen=True):
     """A page of clients that nobody has used since a moment. `users` and `active_grants` are those of all pages."""
 
     items: list[StaleClient]
-    next_cursor: str | UnsetType
+    cursors: "Cursors"
     unused_since: datetime
     total: int | UnsetType = UNSET
     active_grants: int | UnsetType = UNSET
     users: int | UnsetType = UNSET
+
+
+class Cursors(Struct, frozen=True):
+    """Those of a page: of the next one and of the one before, where there is one."""
+
+    next_cursor: str | UnsetType
+    previous_cursor: str | UnsetType
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):
@@ -168,31 +179,34 @@ class _Where:
         return " AND ".join(f"({each})" for each in self._conditions) or "true"
 
 
-async def clients(connection: AnyConnection, wanted: ClientFilter, paging: Paging) -> ClientPage:
-    """A page of clients. Raises `cursors.InvalidCursor`."""
+async def clients(
+    connection: AnyConnection, wanted: ClientFilter, paging: Paging, days: Sequence[date] = ()
+) -> ClientPage:
+    """A page of clients, with how often each was used on these days. Raises `cursors.InvalidCursor`."""
     sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
     source = "clients c"
     if "a.grants" in sort.expression:
         source += f" LEFT JOIN ({_ACTIVE_OF_CLIENTS} GROUP BY g.client_key) a USING (client_key)"
-    where = _clients_where(wanted)
+    where = await _clients_where(connection, wanted)
     total = await _count(connection, source, where) if paging.count else UNSET
-    rows, next_cursor = await _page(
+    rows, around = await _page(
         connection, f"clients {paging.sort}", _CLIENT_COLUMNS, source, where, sort, "c.registered_position", paging
     )
     active = await _active(connection, rows)
-    items = [_client_item(each, active) for each in rows]
-    return ClientPage(items=items, next_cursor=next_cursor, total=total)
+    used = await _used(connection, rows, days)
+    items = [_client_item(each, active, used) for each in rows]
+    return ClientPage(items=items, total=total, **structs.asdict(around))
 
 
-async def client(connection: AnyConnection, key: str) -> ClientDetail | None:
-    """One client, but for its history. None where there never was one of this key."""
+async def client(connection: AnyConnection, key: str, days: Sequence[date] = ()) -> ClientDetail | None:
+    """One client, but for its history, with its use on these days. None where there never was one of this key."""
     row = await connection.fetchrow(f"SELECT {_CLIENT_COLUMNS}, c.metadata FROM clients c WHERE c.client_key = $1", key)
     if row is None:
         return None
-    item = _client_item(row, await _active(connection, [row]))
+    item = _client_item(row, await _active(connection, [row]), await _used(connection, [row], days))
     metadata = msgspec.json.decode(row["metadata"], type=events.ClientMetadata)
     return ClientDetail(
-        **msgspec.structs.asdict(item),
+        **structs.asdict(item),
         metadata=as_of.registered_members(metadata),
         metadata_sha256=fingerprints.metadata_sha256(metadata),
         why_flagged={each: flags.SENTENCES[each] for each in item.flags if each in flags.SENTENCES} or UNSET,
@@ -263,6 +277,89 @@ async def grants_of_user(connection: AnyConnection, key: str, status: str, pagin
     return await _grants(connection, "user", where, status, paging, across_clients=True)
 
 
+async def users(connection: AnyConnection, user: str | None, paging: Paging) -> UserPage:
+    """A page of users, by their key. `user` is part of a name, or a whole id. Raises `cursors.InvalidCursor`.
+
+    Names stand with the grants, so that one that was erased stands nowhere else: looking for one reads all of them.
+    """
+    where = _Where()
+    source = "users u"
+    if user is not None:
+        named = "SELECT user_key FROM grants WHERE strpos(username_folded, {}) > 0"
+        where.add(f"u.user_key IN ({named} UNION SELECT {{}})", user.casefold(), subjects.token(user))
+    where.add("EXISTS (SELECT FROM grants g WHERE g.user_key = u.user_key)")  # not of cut-offs alone
+    total = await _count(connection, source, where) if paging.count else UNSET
+    order = "users" if user is None else "users of a name"
+    rows, around = await _page(
+        connection,
+        order,
+        "u.user_key",
+        source,
+        where,
+        Sort("u.user_key", "text"),
+        "u.user_key",
+        paging,
+        tie_type="text",
+    )
+    found = await connection.fetch(
+        """
+        SELECT k.user_key, latest.user_id, latest.username, counted.*
+        FROM unnest($1::text[]) WITH ORDINALITY AS k (user_key, place)
+        CROSS JOIN LATERAL (
+            SELECT g.user_id, g.username FROM grants g WHERE g.user_key = k.user_key
+            ORDER BY g.issued_at DESC, g.issued_position DESC LIMIT 1
+        ) latest
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS grants, count(*) FILTER (WHERE g.active) AS active_grants,
+                nullif(max(g.last_activity_at), '-infinity') AS last_activity_at
+            FROM grant_states g WHERE g.user_key = k.user_key
+        ) counted
+        ORDER BY k.place
+        """,
+        [each["user_key"] for each in rows],
+    )
+    items = [
+        UserItem(
+            user_id=each["user_id"],
+            user_key=each["user_key"] if each["user_key"] != each["user_id"] else UNSET,
+            username=_set(each["username"]),
+            active_grants=each["active_grants"],
+            grants=each["grants"],
+            last_activity_at=_set(each["last_activity_at"]),
+        )
+        for each in found
+    ]
+    return UserPage(items=items, total=total, **structs.asdict(around))
+
+
+async def trends(connection: AnyConnection, unit: Literal["day", "hour"], since: datetime, count: int) -> list[Trend]:
+    """How many events of each kind the log has in each of so many days or hours (UTC) from `since` on."""
+    rows = await connection.fetch(
+        """
+        SELECT date_trunc($1, hour, 'UTC') AS since, type, sum(events)::bigint AS events FROM hours
+        WHERE hour >= $2 AND type = ANY($3::text[]) GROUP BY 1, 2
+        """,
+        unit,
+        since,
+        list(_TRENDS),
+    )
+    counted = {(each["since"], _TRENDS[each["type"]]): each["events"] for each in rows}
+    step = timedelta(**{f"{unit}s": 1})
+    moments = [since + place * step for place in range(count)]
+    return [Trend(since=each, **{name: counted.get((each, name), 0) for name in _TRENDS.values()}) for each in moments]
+
+
+_TRENDS: Final[Mapping[str, str]] = {
+    "client.registered": "registered",
+    "grant.issued": "granted",
+    "grant.revoked": "revoked",
+    "user.grants_revoked": "users_cut_off",
+    "client.suspended": "suspended",
+    "client.deleted": "deleted",
+}
+"""Types of events, and what they count as."""
+
+
 async def families(connection: AnyConnection, name: str | None, paging: Paging) -> FamilyPage:
     """A page of families of clients that are not deleted, the largest first. Raises `cursors.InvalidCursor`.
 
@@ -275,10 +372,10 @@ async def families(connection: AnyConnection, name: str | None, paging: Paging) 
     source = f"({_FAMILIES.format(which='deleted_position IS NULL')} HAVING {having}) f"
     total = await _count(connection, source, where) if paging.count else UNSET
     order = "families" if name is None else "families of a name"
-    rows, next_cursor = await _page(
+    rows, around = await _page(
         connection, order, "f.*", source, where, Sort("f.clients", "bigint"), "f.family", paging, tie_type="text"
     )
-    return FamilyPage(items=await _family_items(connection, rows), next_cursor=next_cursor, total=total)
+    return FamilyPage(items=await _family_items(connection, rows), total=total, **structs.asdict(around))
 
 
 async def family(connection: AnyConnection, name: str) -> FamilyItem | None:
@@ -416,7 +513,7 @@ async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: d
         )
         assert row is not None
         counts = dict(row)
-    rows, next_cursor = await _page(
+    rows, around = await _page(
         connection,
         order,
         f"{_CLIENT_COLUMNS}, {_LAST_USED_AT} AS last_used_at",
@@ -429,10 +526,9 @@ async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: d
     )
     active = await _active(connection, rows)
     items = [
-        StaleClient(**msgspec.structs.asdict(_client_item(each, active)), last_used_at=each["last_used_at"])
-        for each in rows
+        StaleClient(**structs.asdict(_client_item(each, active)), last_used_at=each["last_used_at"]) for each in rows
     ]
-    return Stale(items, next_cursor, since, **counts)
+    return Stale(items, around, since, **counts)
 
 
 async def totals(connection: AnyConnection) -> Totals:
@@ -463,7 +559,7 @@ async def audit_page(connection: AnyConnection, wanted: EventFilter, paging: Pag
     """A page of events in the order of the log. Raises `cursors.InvalidCursor`."""
     where = await _events_where(connection, wanted)
     total = await _count(connection, "events e", where) if paging.count else UNSET
-    rows, next_cursor = await _page(
+    rows, around = await _page(
         connection,
         "events",
         _EVENT_COLUMNS,
@@ -473,7 +569,7 @@ async def audit_page(connection: AnyConnection, wanted: EventFilter, paging: Pag
         "e.position",
         paging,
     )
-    return AuditPage(items=[audit_event(each, identity) for each in rows], next_cursor=next_cursor, total=total)
+    return AuditPage(items=[audit_event(each, identity) for each in rows], total=total, **structs.asdict(around))
 
 
 async def audit_stretch(connection: AnyConnection, wanted: EventFilter, until: int, limit: int) -> list[Row]:
@@ -502,7 +598,8 @@ def audit_event(row: Row, identity: str) -> AuditEvent:
     )
 
 
-def _clients_where(wanted: ClientFilter) -> _Where:  # noqa: C901, PLR0912  one condition a filter
+async def _clients_where(connection: AnyConnection, wanted: ClientFilter) -> _Where:  # noqa: C901, PLR0912
+    """One condition a filter."""
     where = _Where()
     where.add(CLIENT_STATES[wanted.status])
     if wanted.name is not None:
@@ -532,17 +629,42 @@ def _clients_where(wanted: ClientFilter) -> _Where:  # noqa: C901, PLR0912  one 
         where.add(exists if wanted.has_active_grants else f"NOT {exists}")
     if wanted.family is not None:
         where.add("c.family = {}", wanted.family)
+    if wanted.revoked_after is not None:
+        first = await _position_after(connection, wanted.revoked_after)
+        if first is None:
+            where.add("false")
+        else:
+            where.add(_CUT_OFF_SINCE, first, first)
     return where
+
+
+async def _position_after(connection: AnyConnection, moment: datetime) -> int | None:
+    """The first position that was recorded then or later: those of the log are in the order of time."""
+    position: int | None = await connection.fetchval(
+        "SELECT position FROM events WHERE recorded_at >= $1 ORDER BY recorded_at, position LIMIT 1", moment
+    )
+    return position
+
+
+_CUT_OFF_SINCE: Final = """
+    c.client_key IN (
+        SELECT e.client_key FROM events e
+        WHERE e.position >= {} AND e.type IN ('grant.revoked', 'client.suspended', 'client.deleted')
+        UNION
+        SELECT g.client_key FROM cut_offs k JOIN grants g ON g.user_key = k.user_key
+        WHERE k.position >= {} AND g.issued_position < k.position AND g.lapses_at > k.recorded_at
+            AND (g.revoked_position IS NULL OR g.revoked_position > k.position)
+    )
+"""
+"""Clients that lost a grant by a revocation since, or were suspended or deleted."""
 
 
 async def _events_where(connection: AnyConnection, wanted: EventFilter) -> _Where:
     where = _Where()
     after = wanted.after
     if wanted.from_ is not None:
-        # Positions are in the order of time, so the page's own index can start where the time does.
-        first = await connection.fetchval(
-            "SELECT position FROM events WHERE recorded_at >= $1 ORDER BY recorded_at, position LIMIT 1", wanted.from_
-        )
+        # So the page's own index can start where the time does.
+        first = await _position_after(connection, wanted.from_)
         if first is None:
             where.add("false")
         else:
@@ -571,7 +693,7 @@ async def _grants(
         nullif(g.last_activity_at, '-infinity') AS last_activity_at, g.expires_at, g.status, g.ended_at, g.ended_reason,
         g.metadata_sha256
     """
-    rows, next_cursor = await _page(
+    rows, around = await _page(
         connection, f"grants of a {of} {paging.sort}", columns, source, where, sort, "g.issued_position", paging
     )
     items = [
@@ -592,7 +714,7 @@ async def _grants(
         )
         for each in rows
     ]
-    return GrantPage(items=items, next_cursor=next_cursor, total=total)
+    return GrantPage(items=items, total=total, **structs.asdict(around))
 
 
 async def _page(
@@ -607,11 +729,13 @@ async def _page(
     *,
     tie_type: str = "bigint",
     since: str = "",
-) -> tuple[list[Row], str | UnsetType]:
-    """Rows behind the cursor, and the cursor behind them. Sorted values travel as text: exact for every type here."""
-    direction, compare = ("DESC", "<") if paging.sort.startswith("-") else ("ASC", ">")
-    if paging.cursor is not None:
-        place = cursors.decode(paging.cursor, paging.key, order=order)
+) -> tuple[list[Row], Cursors]:
+    """Rows behind the cursor, or before it. Sorted values travel as text: exact for every type here."""
+    place = None if paging.cursor is None else cursors.decode(paging.cursor, paging.key, order=order)
+    backward = place is not None and place.backward
+    descending = paging.sort.startswith("-") != backward
+    direction, compare = ("DESC", "<") if descending else ("ASC", ">")
+    if place is not None:
         where.add(
             f"({sort.expression}, {tie}) {compare} ({{}}::text::{sort.type}, {{}}::text::{tie_type})",
             place.value,
@@ -625,11 +749,19 @@ async def _page(
         """,
         *where.parameters,
     )
-    if len(rows) <= paging.limit:
-        return rows, UNSET
-    rows = rows[: paging.limit]
-    last = rows[-1]
-    return rows, cursors.encode(Place(order, last["sorted_value"], last["sorted_tie"], since), paging.key)
+    more, rows = len(rows) > paging.limit, rows[: paging.limit]
+    if backward:
+        rows.reverse()
+
+    def at(row: Row, *, backward: bool) -> str:
+        return cursors.encode(Place(order, row["sorted_value"], row["sorted_tie"], since, backward), paging.key)
+
+    # On the side that this page was come to from there was a page.
+    has_next, has_previous = (True, more) if backward else (more, place is not None)
+    return rows, Cursors(
+        at(rows[-1], backward=False) if rows and has_next else UNSET,
+        at(rows[0], backward=True) if rows and has_previous else UNSET,
+    )
 
 
 async def _count(connection: AnyConnection, source: str, where: _Where) -> int:
@@ -652,7 +784,27 @@ async def _active(connection: AnyConnection, clients_: Sequence[Row]) -> dict[st
     return {each["client_key"]: (each["grants"], each["users"]) for each in rows}
 
 
-def _client_item(row: Row, active: Mapping[str, tuple[int, int]]) -> ClientItem:
+async def _used(
+    connection: AnyConnection, clients_: Sequence[Row], days: Sequence[date]
+) -> dict[str, list[int]] | None:
+    """How often each of those clients was used on each of the days, where it ever was; None where no day is asked."""
+    if not days:
+        return None
+    rows = await connection.fetch(
+        "SELECT client_key, day, uses FROM client_days WHERE day = ANY($1::date[]) AND client_key = ANY($2::text[])",
+        days,
+        [each["client_key"] for each in clients_],
+    )
+    used: dict[str, list[int]] = {}
+    places = {day: place for place, day in enumerate(days)}
+    for each in rows:
+        used.setdefault(each["client_key"], [0] * len(days))[places[each["day"]]] = each["uses"]
+    return {each["client_key"]: used.get(each["client_key"], [0] * len(days)) for each in clients_}
+
+
+def _client_item(
+    row: Row, active: Mapping[str, tuple[int, int]], used: Mapping[str, list[int]] | None = None
+) -> ClientItem:
     grants, users = active.get(row["client_key"], (0, 0))
     gate = "suspended" if row["suspended_position"] is not None else "active"
     return ClientItem(
@@ -672,6 +824,7 @@ def _client_item(row: Row, active: Mapping[str, tuple[int, int]]) -> ClientItem:
         last_activity_at=_set(row["last_activity_at"]),
         family=row["family"],
         flags=[*row["flags"], *(name for name in FLAG_CONDITIONS if row[name])],
+        activity=UNSET if used is None else used[row["client_key"]],
     )
 
 

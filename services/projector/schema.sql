@@ -82,6 +82,22 @@ CREATE TABLE grants (
 CREATE INDEX grants_of_clients ON grants (client_key, issued_at, issued_position);
 CREATE INDEX grants_of_users ON grants (user_key, issued_at, issued_position);
 
+-- How often the grants of a client were used on a day (UTC). Days that the activity's stream no longer holds go.
+CREATE TABLE client_days (
+    day date NOT NULL,
+    client_key text NOT NULL,
+    uses bigint NOT NULL,
+    PRIMARY KEY (day, client_key)
+) WITH (fillfactor = 80);
+
+-- Events of the log in each hour (its own time, UTC), by type: what is plotted over time.
+CREATE TABLE hours (
+    hour timestamptz NOT NULL,
+    type text NOT NULL,
+    events bigint NOT NULL,
+    PRIMARY KEY (hour, type)
+) WITH (fillfactor = 10);
+
 CREATE TABLE users (
     user_key text PRIMARY KEY,
     -- The last cut-off: 0 where there was none.

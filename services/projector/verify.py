@@ -34,12 +34,15 @@ _KEYS: Final = {
     "clients": "client_key",
     "redirect_hosts": "host",
     "grants": "client_key, grant_key",
+    "hours": "hour, type",
     "users": "user_key",
     "cut_offs": "user_key, position",
     "events": "position",
 }
 _ACTIVITY_COLUMNS: Final = ("last_activity_at", "activity_expires_at", "uses")
 """Not from the log, but from the activity, whose oldest events age out."""
+_DAYS: Final = "client_days"
+"""From the activity alone. Compared from the first day on of which all is kept."""
 
 _log = structlog.get_logger("projector")
 
@@ -232,8 +235,13 @@ async def _differences(snapshot: Connection, place: Workplace, since: datetime |
         kept = [each for each in columns if since is None or each not in _ACTIVITY_COLUMNS]
         found += await _compared(snapshot, place, table, key, kept)
         if since is not None and "last_activity_at" in columns:
-            found += await _compared(snapshot, place, table, key, [*key.split(", "), "last_activity_at"], since=since)
-    return found
+            known = [*key.split(", "), "last_activity_at"]
+            found += await _compared(snapshot, place, table, key, known, "last_activity_at >= $2", since)
+    key = "day, client_key"
+    columns = await _columns(snapshot, place.schema, _DAYS)
+    if since is None:
+        return found + await _compared(snapshot, place, _DAYS, key, columns)
+    return found + await _compared(snapshot, place, _DAYS, key, columns, "day > $2", since.date())
 
 
 async def _columns(snapshot: Connection, schema: str, table: str) -> list[str]:
@@ -254,12 +262,12 @@ async def _compared(
     table: str,
     key: str,
     columns: Sequence[str],
-    *,
-    since: datetime | None = None,
+    condition: str = "",
+    *values: object,
 ) -> list[Difference]:
     # `json` has no equality; the text of it is what stands in the log.
     said = ", ".join(f"{each}::text AS {each}" if each in {"body", "metadata"} else each for each in columns)
-    condition = "" if since is None else "WHERE last_activity_at >= $2"
+    where = f"WHERE {condition}" if condition else ""
     sides: tuple[tuple[Literal["live", "log"], str, str], ...] = (
         ("live", place.schema, place.beside),
         ("log", place.beside, place.schema),
@@ -269,11 +277,11 @@ async def _compared(
         rows = await snapshot.fetch(
             f"""
             SELECT *, count(*) OVER () AS differences FROM (
-                SELECT {said} FROM "{one}".{table} {condition} EXCEPT SELECT {said} FROM "{other}".{table} {condition}
+                SELECT {said} FROM "{one}".{table} {where} EXCEPT SELECT {said} FROM "{other}".{table} {where}
             ) d ORDER BY {key} LIMIT $1
             """,
             SHOWN_DIFFERENCES,
-            *(() if since is None else (since,)),
+            *values,
             timeout=COMPARE_SECONDS,
         )
         if rows:

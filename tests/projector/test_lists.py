@@ -42,10 +42,14 @@ async def some_clients(log: Client, database: Connection) -> None:
         written.issued("web", "g2", "u1"),
         written.issued("web", "g3", "u2"),
         written.issued("web", "g4", "u2"),
+        written.issued("web", "g8", "u2"),
         written.issued("paused", "g5", "u1"),
         written.issued("gone", "g6", "u1"),
+        written.issued("native", "g7", "u3"),
         written.suspended("paused"),
         written.deleted("gone"),
+        written.revoked("web", "g8"),
+        written.cut_off("u3"),
     )
     await written.write(log, written.used(("old", "g1"), at=now - 50 * HOUR), written.used(("web", "g2"), at=now))
     await caught_up(database, log)
@@ -88,6 +92,8 @@ ALL = ["gone", "paused", "cimd", "web", "native", "old"]
         ({"sort": "-last_activity_at"}, ["web", "old", "gone", "paused", "cimd", "native"]),
         ({"sort": "last_activity_at"}, ["native", "cimd", "paused", "gone", "old", "web"]),
         ({"sort": "-active_grants"}, ["web", "old", "gone", "paused", "cimd", "native"]),
+        ({"revoked_after": -1}, ["gone", "paused", "web", "native"]),
+        ({"revoked_after": 1}, []),
         ({"nonsense": "1"}, ALL),
         ({"sort": "-active_grants", "name": "a", "status": "active"}, ["web", "old", "native"]),
     ],
@@ -117,14 +123,17 @@ async def lists(log: Client, api: Api, projected: None, database: Connection) ->
 
 
 async def everything(api: Api, path: str, **query: Any) -> list[dict[str, Any]]:
-    """All items, page by page."""
-    items: list[dict[str, Any]] = []
-    page = await api.get(path, **query)
-    while True:
-        items += page["items"]
-        if "next_cursor" not in page:
-            return items
-        page = await api.get(path, cursor=page["next_cursor"], **query)
+    """All items, page by page. Going back from the last page shows the same pages again."""
+    pages = [await api.get(path, **query)]
+    while "next_cursor" in pages[-1]:
+        pages.append(await api.get(path, cursor=pages[-1]["next_cursor"], **query))
+    page = pages[-1]
+    before: list[Any] = []
+    while "previous_cursor" in page:
+        page = await api.get(path, cursor=page["previous_cursor"], **query)
+        before.insert(0, page["items"])
+    assert before == [each["items"] for each in pages[:-1]]
+    return [item for each in pages for item in each["items"]]
 
 
 async def test_active_grants_are_counted_as_they_are_listed(lists: Api) -> None:
@@ -149,9 +158,9 @@ async def test_status_tells_positions_and_totals(lists: Api) -> None:
         "active_clients": 4,
         "suspended_clients": 1,
         "deleted_clients": 1,
-        "grants": 6,
+        "grants": 8,
         "active_grants": 4,
-        "users": 2,
+        "users": 3,
     }
 
 
@@ -301,6 +310,47 @@ async def test_a_cursor_of_another_order_is_refused(lists: Api) -> None:
     await lists.get("/admin/v1/clients", sort="created_at", cursor=cursor, answers=400)
     await lists.get("/admin/v1/clients/web/grants", cursor=cursor, answers=400)
     await lists.get("/admin/v1/families", cursor=cursor, answers=400)
+
+
+async def test_users_are_found_by_name_and_by_id(log: Client, api: Api, projected: None, database: Connection) -> None:
+    """Admins to whom somebody says a name: the user behind it is found, with what still stands."""
+    await written.write_keys(log, *(user_key_id(each) for each in ("u1", "u2", "id with spaces")))
+    used_at = written.now()
+    await written.write(
+        log,
+        written.registered("c1"),
+        written.registered("c2"),
+        written.issued("c1", "g1", "u1", username="Ada Byron"),
+        written.issued("c2", "g2", "u1", username="Ada Lovelace"),
+        written.issued("c2", "g3", "u2", username="Grace"),
+        written.issued("c2", "g4", "id with spaces", username="ADALBERT"),
+        written.issued("c2", "g5", "erased", username="Ada too"),
+        written.revoked("c1", "g1"),
+        written.cut_off("nobody's"),
+    )
+    await written.write(log, written.used(("c2", "g2"), at=used_at))
+    await caught_up(database, log)
+
+    async def found(**query: str) -> list[str]:
+        return [each["user_id"] for each in await everything(api, "/admin/v1/users", limit=1, **query)]
+
+    assert sorted(await found(user="ada")) == ["id with spaces", "u1"]
+    assert await found(user="lovelace") == ["u1"]
+    assert await found(user="byron") == ["u1"], "by a name of an earlier grant"
+    assert await found(user="erased") == ["erased"], "by id, though the name is erased"
+    assert await found(user="nobody") == []
+    page = await api.get("/admin/v1/users", count="true")
+    assert page["total"] == 4
+    ada = next(each for each in page["items"] if each["user_id"] == "u1")
+    assert {name: ada[name] for name in ("username", "active_grants", "grants")} == {
+        "username": "Ada Lovelace",
+        "active_grants": 1,
+        "grants": 2,
+    }
+    assert "last_activity_at" in ada
+    odd = next(each for each in page["items"] if each["user_id"] == "id with spaces")
+    assert (await api.get(f"/admin/v1/users/{odd['user_key']}/grants"))["items"][0]["grant_id"] == "g4"
+    assert "username" not in next(each for each in page["items"] if each["user_id"] == "erased")
 
 
 async def test_what_was_never_registered_is_not_found(lists: Api) -> None:

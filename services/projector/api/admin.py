@@ -2,13 +2,14 @@
 
 import asyncio
 import re
-from typing import Annotated, Any, Final
+from datetime import UTC, date, timedelta
+from typing import Annotated, Any, Final, Literal, cast
 
 import structlog
 from litestar import Response, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, QueryParameter
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from appraisal import flags
 from appraisal.families import FAMILY_HEX_DIGITS
@@ -26,6 +27,8 @@ from grantbook.admin import (
     ReadModelStatus,
     StaleClientPage,
     Status,
+    Trends,
+    UserPage,
 )
 from grantbook.events import SOURCES
 from grantbook.positions import Position
@@ -55,6 +58,13 @@ from projector.db import ReadModel
 from projector.queries import CLIENT_SORTS, CLIENT_STATES, GRANT_SORTS, GRANT_STATES, ClientFilter
 from projector.reads import NO_IDENTITY, Reads
 
+MAX_ACTIVITY_DAYS: Final = 90
+MAX_TREND_DAYS: Final = 365
+MAX_HOURLY_DAYS: Final = 14
+ActivityDays = Annotated[
+    int | None,
+    QueryParameter(ge=1, le=MAX_ACTIVITY_DAYS, description="Tell the use on each of so many days, today included."),
+]
 _admin: Final = [requires("admin")]
 _TAGS: Final = ["admin: reading"]
 _FAMILY: Final = re.compile(rf"[0-9a-f]{{{FAMILY_HEX_DIGITS}}}\Z")
@@ -79,6 +89,8 @@ async def list_clients(
     family: Text = None,
     needs_review: FromQuery[bool | None] = None,
     client_id: Text = None,
+    revoked_after: Moment = None,
+    activity_days: ActivityDays = None,
     sort: FromQuery[str] = "-created_at",
     limit: Limit = DEFAULT_LIMIT,
     cursor: Cursor = None,
@@ -89,7 +101,9 @@ async def list_clients(
 
     `name` is a part of the name in any case, `redirect_uri` a part of one of the redirects, and `redirect_host` the
     host of one, or a parent domain of it. Clients that were never used count as used before any time. `needs_review` is
-    whether a client has a flag that a person should look at. `client_id` is a whole id, or key.
+    whether a client has a flag that a person should look at. `client_id` is a whole id, or key. `revoked_after`: a
+    grant of it was revoked since, or itself suspended or deleted (see `status`). `activity_days` adds to each client
+    how often it was used on each of so many days (UTC), today last.
     """
     wanted = ClientFilter(
         name=text("name", name),
@@ -106,20 +120,24 @@ async def list_clients(
         family=text("family", family),
         needs_review=needs_review,
         client_key=None if not client_id else subjects.token_in_path(client_id),
+        revoked_after=moment("revoked_after", revoked_after),
     )
     page = paging(reads, sort, CLIENT_SORTS, limit, cursor, count=count)
     async with reading(reads, at_least) as seen:
-        return answer(await queries.clients(seen.connection, wanted, page), seen.position)
+        return answer(await queries.clients(seen.connection, wanted, page, _days(reads, activity_days)), seen.position)
 
 
 @route("/admin/v1/clients/{client_id:str}", http_method=READ, guards=_admin, tags=_TAGS)
 async def inspect_client(
-    client_id: FromPath[str], reads: NamedDependency[Reads], at_least: AtLeast = None
+    client_id: FromPath[str],
+    reads: NamedDependency[Reads],
+    activity_days: ActivityDays = None,
+    at_least: AtLeast = None,
 ) -> Response[ClientDetail]:
     """One client, deleted ones too: its whole registration, and what happened to it, oldest first."""
     key = subjects.token_in_path(client_id)
     async with reading(reads, at_least) as seen:
-        client = await queries.client(seen.connection, key)
+        client = await queries.client(seen.connection, key, _days(reads, activity_days))
         rows = await queries.history_of(seen.connection, key) if client is not None else []
     if client is None:
         raise _unknown()
@@ -187,6 +205,49 @@ async def list_grants_of_user(
     page = paging(reads, sort, GRANT_SORTS, limit, cursor, count=count)
     async with reading(reads, at_least) as seen:
         return answer(await queries.grants_of_user(seen.connection, key, status, page), seen.position)
+
+
+@route("/admin/v1/users", http_method=READ, guards=_admin, tags=_TAGS)
+async def list_users(
+    reads: NamedDependency[Reads],
+    *,
+    user: Text = None,
+    limit: Limit = DEFAULT_LIMIT,
+    cursor: Cursor = None,
+    count: Count = False,
+    at_least: AtLeast = None,
+) -> Response[UserPage]:
+    """Users who ever let a client in, in the order of their keys.
+
+    `user` is a part of the user's name in any case, or the whole id; it looks through all grants.
+    """
+    page = paging(reads, "user_key", ("user_key",), limit, cursor, count=count)
+    user = text("user", user)
+    async with reading(reads, at_least) as seen:
+        return answer(await queries.users(seen.connection, user, page), seen.position)
+
+
+@route("/admin/v1/trends", http_method=READ, guards=_admin, tags=_TAGS)
+async def show_trends(
+    reads: NamedDependency[Reads],
+    *,
+    days: Annotated[int, QueryParameter(ge=1, le=MAX_TREND_DAYS, description="How many, today included.")] = 30,
+    by: FromQuery[str] = "day",
+    at_least: AtLeast = None,
+) -> Response[Trends]:
+    """How many were registered, granted, revoked, suspended and deleted over time, by the log's time, in UTC.
+
+    `by` is `day`, or `hour` for at most 14 days.
+    """
+    unit = cast("Literal['day', 'hour']", one_of("by", by, ("day", "hour")))
+    if unit == "hour" and days > MAX_HOURLY_DAYS:
+        raise invalid_parameter("days", f"at most {MAX_HOURLY_DAYS} by the hour")
+    now = reads.now().astimezone(UTC)
+    since = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
+    count = days if unit == "day" else 24 * (days - 1) + now.hour + 1
+    async with reading(reads, at_least) as seen:
+        items = await queries.trends(seen.connection, unit, since, count)
+    return answer(Trends(by=unit, items=items), seen.position)
 
 
 @route("/admin/v1/families", http_method=READ, guards=_admin, tags=_TAGS)
@@ -258,7 +319,7 @@ async def list_stale_clients(
         activity = await db.checkpoint(seen.connection, "activity")
     stale = StaleClientPage(
         items=found.items,
-        next_cursor=found.next_cursor,
+        **structs.asdict(found.cursors),
         total=found.total,
         active_grants=found.active_grants,
         users=found.users,
@@ -349,6 +410,12 @@ async def _state(reader: LogReader) -> StreamState | None:
         return None
 
 
+def _days(reads: Reads, count: int | None) -> list[date]:
+    """So many days, the last of which is today."""
+    today = reads.now().astimezone(UTC).date()
+    return [today - timedelta(days=back) for back in reversed(range(count or 0))]
+
+
 def _with_history(client: ClientDetail, told: list[Any]) -> ClientDetail:
     client.history.extend(told)
     return client
@@ -375,6 +442,8 @@ ADMIN_ROUTES: Final = [
     preview_client,
     list_grants_of_client,
     list_grants_of_user,
+    list_users,
+    show_trends,
     list_families,
     inspect_family,
     preview_family,

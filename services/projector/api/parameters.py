@@ -38,7 +38,8 @@ Texts = FromQuery[list[str] | None]
 Moment = Annotated[str | None, QueryParameter(format="date-time", description="A time (RFC 3339, with its offset).")]
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT, description="How many items at most.")]
 Cursor = Annotated[
-    str | None, QueryParameter(description="The `next_cursor` of the page before, with the same filters and sort.")
+    str | None,
+    QueryParameter(description="The `next_cursor` or `previous_cursor` of a page, with the same filters and sort."),
 ]
 Count = Annotated[bool, QueryParameter(description="Whether to say how many there are in total.")]
 AtLeast = Annotated[
@@ -67,7 +68,7 @@ async def reading(reads: Reads, at_least: str | None) -> AsyncIterator[Snapshot]
         async with snapshot(reads, at_least) as seen:
             yield seen
     except InvalidCursor as error:
-        raise invalid_parameter("cursor", "the next_cursor of a page of this list, in this order") from error
+        raise invalid_parameter("cursor", "a cursor of a page of this list, in this order") from error
 
 
 def paging(reads: Reads, sort: str, sorts: Iterable[str], limit: int, cursor: str | None, *, count: bool) -> Paging:
