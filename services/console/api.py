@@ -3,6 +3,7 @@
 Nothing is remembered between requests but connections.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
@@ -11,10 +12,12 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from door.health import Readiness
 from door.roles import ON_BEHALF_OF
 
 READ_SECONDS: Final = 5.0
 ACT_SECONDS: Final = 20.0
+READY_SECONDS: Final = 3.0
 STREAM_SECONDS: Final = 30.0
 """Between two pieces of a stream."""
 MAX_CONNECTIONS: Final = 64
@@ -118,6 +121,21 @@ class Api:
         if answer.is_success:
             return answer
         raise _trouble(answer, service)
+
+    async def readiness(self) -> dict[str, Readiness | None]:
+        """What each of the services says of itself, by its name in words; None where it does not answer."""
+        asked = {"register": self._registry, "read API": self._projector}
+        if self._registry == self._projector:
+            asked = {"register and read API": self._registry}
+        said = await asyncio.gather(*(self._readiness(base) for base in asked.values()))
+        return dict(zip(asked, said, strict=True))
+
+    async def _readiness(self, base: str) -> Readiness | None:
+        try:
+            answer = await self._http.get(f"{base}/readyz", timeout=READY_SECONDS, follow_redirects=False)
+            return msgspec.json.decode(answer.content, type=Readiness)
+        except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
 
     @asynccontextmanager
     async def lines(self, admin: str, path: str, query: Query) -> AsyncIterator[AsyncIterator[str]]:

@@ -18,7 +18,7 @@ from litestar.datastructures import State
 from msgspec import UNSET
 
 from appraisal import flags, uris
-from console import times
+from console import plots, times
 from grantbook import subjects
 
 HERE: Final = Path(__file__).parent
@@ -145,6 +145,8 @@ _environment.globals.update(
 )
 _environment.filters.update(
     number=lambda value: f"{value:,}",
+    spark=plots.spark,
+    day=times.day,
     ago=times.ago,
     exact=times.exact,
     iso=times.iso,

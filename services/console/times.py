@@ -1,6 +1,6 @@
 """Times for people: how long ago, with the exact value at hand."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 _STEPS: Final = (
@@ -31,6 +31,11 @@ def _said(count: int, word: str, *, past: bool) -> str:
 def exact(at: datetime) -> str:
     """`2026-03-14 09:26:53.123 UTC`."""
     return f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1_000:03} UTC"
+
+
+def day(at: datetime) -> str:
+    """`2026-03-14`, in UTC."""
+    return f"{at.astimezone(UTC):%Y-%m-%d}"
 
 
 def iso(at: datetime) -> str:

@@ -101,10 +101,17 @@ class Console:
         self.house = house
         self.cookie = cookie
 
-    async def get(self, path: str, *, answers: int = 200, headers: dict[str, str] | None = None) -> httpx.Response:
+    async def get(
+        self,
+        path: str,
+        *,
+        answers: int = 200,
+        headers: dict[str, str] | None = None,
+        params: dict[str, str] | None = None,
+    ) -> httpx.Response:
         """A page. Waits first until the lists have all that was written."""
         await self.house.settled()
-        answer = await self.house.http.get(path, headers=self._headers() | (headers or {}))
+        answer = await self.house.http.get(path, headers=self._headers() | (headers or {}), params=params)
         assert answer.status_code == answers, (answer.status_code, answer.text[:2_000])
         return answer
 

@@ -146,11 +146,3 @@ async def test_clean_up_shows_first_and_spares_what_came_into_use(console: Conso
     assert "Finished: 2 done, 0 failed." in page
     for each in (idle, used):
         assert (await house.ask("GET", f"/idp/v1/clients/{each}", role="idp")).status_code == 410
-
-
-async def test_a_user_is_found_by_id(console: Console, house: House) -> None:
-    """An admin with an id out of a ticket, whatever characters it has."""
-    client = await house.register("Theirs")
-    await house.grant(client, "auth0|5f7/..?x")
-    found = await console.get("/console/users?query=auth0%7C5f7%2F..%3Fx", answers=303)
-    assert "<bdi>Theirs</bdi>" in (await console.get(found.headers["location"])).text

@@ -1,5 +1,7 @@
 """The list of clients, as the server sends it."""
 
+import asyncio
+from datetime import UTC, datetime
 from html import unescape
 
 import pytest
@@ -9,6 +11,7 @@ from console.rendering import address
 from tests.console.conftest import Console, House
 
 pytestmark = pytest.mark.browser
+SECONDS = 20.0
 
 
 async def test_an_empty_register_says_what_will_stand_here(console: Console) -> None:
@@ -97,3 +100,31 @@ async def test_a_page_is_small_and_asks_for_nothing_elsewhere(console: Console, 
     assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert page.headers["cache-control"] == "no-store"
+
+
+async def test_use_by_day_is_drawn_where_there_was_any(console: Console, house: House) -> None:
+    """An admin: which agents are in use, and which were, shows in the list without opening each."""
+    client = await house.register("Busy")
+    await house.register("Idle")
+    now = datetime.now(UTC)
+    grant = await house.grant(client)
+    await house.use(client, grant, now.isoformat(), count=3)
+    page = ""
+    async with asyncio.timeout(SECONDS):
+        while 'aria-label="3 uses in 14 days"' not in page:
+            page = (await console.get("/console/clients")).text
+    assert page.count('class="spark"') == 1
+    assert '<path d="M54 16v-16"/>' in page
+
+
+async def test_whoever_was_cut_off_lately_is_one_view(console: Console, house: House) -> None:
+    """An admin after an incident: what was ended in the last days, deleted clients too, and nothing else."""
+    kept = await house.register("Kept")
+    await house.grant(kept)
+    deleted, revoked = await house.register("Deleted"), await house.register("Revoked")
+    grant = await house.grant(revoked)
+    await house.ask("POST", f"/admin/v1/clients/{revoked}/grants/{grant}/revoke")
+    await house.ask("DELETE", f"/admin/v1/clients/{deleted}")
+    [view] = [each for each in VIEWS if each.name == "Revoked lately"]
+    page = (await console.get(address("/console/clients", view.query))).text
+    assert ["<bdi>Kept" in page, "<bdi>Deleted" in page, "<bdi>Revoked" in page] == [False, True, True]

@@ -30,11 +30,13 @@ FILTERS: Final = (
     "client_id",
     "needs_review",
     "dormant",
+    "cut_off_within",
 )
-"""What the address may hold to choose clients. `dormant` is a number of days, which moves with time."""
+"""What the address may hold to choose clients. `dormant` and `cut_off_within` are numbers of days, back from now."""
 MANY: Final = frozenset({"grant_type", "flag"})
 MAX_DAYS: Final = 3_650
 MAX_PAGE: Final = 10_000_000
+SPARK_DAYS: Final = 14
 
 
 class View(Struct, frozen=True):
@@ -49,6 +51,7 @@ VIEWS: Final = (
     View("Needs review", {"needs_review": "true"}),
     View("Never used", {"flag": "never_used"}),
     View("Dormant 90 days", {"dormant": "90", "sort": "last_activity_at"}),
+    View("Revoked lately", {"cut_off_within": "7", "status": "any"}),
     View("Suspended", {"status": "suspended"}),
     View("Deleted", {"status": "deleted"}),
 )
@@ -73,10 +76,12 @@ class Shown(Struct, frozen=True):
 
     def asked(self, now: datetime) -> dict[str, Any]:
         """The same for the read API."""
-        said = {name: value for name, value in self.query.items() if name != "dormant"}
+        said = {name: value for name, value in self.query.items() if name not in {"dormant", "cut_off_within"}}
         if days := _days(self.query.get("dormant")):
             before = (now - timedelta(days=days)).isoformat()
             said |= {"last_activity_before": before, "created_before": said.get("created_before", before)}
+        if days := _days(self.query.get("cut_off_within")):
+            said["revoked_after"] = (now - timedelta(days=days)).isoformat()
         return said
 
     @property
@@ -130,6 +135,7 @@ async def list_clients(
             "limit": shown.limit,
             "cursor": shown.cursor,
             "count": True,
+            "activity_days": SPARK_DAYS,
         },
         seen=visitor.session.position,
     )

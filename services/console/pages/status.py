@@ -1,31 +1,41 @@
-"""How the register is: read models, token services, totals. What cannot be shown is said, and the rest is shown."""
+"""How the register is: read models, token services, totals, what happened over time.
 
-from typing import Any, Final
+Each part is asked for by itself: what cannot be shown is said, and the rest is shown.
+"""
+
+import asyncio
+from typing import Any, Final, TypeVar
 
 from litestar import Request, Response, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.params import FromPath
+from litestar.params import FromPath, FromQuery
 
-from console import rendering
-from console.api import Away, Refused
+from console import plots, rendering
+from console.api import Away, Query, Refused
 from console.gate import Visitor
 from console.house import Console
 from console.troubles import READ_MODELS, sentences_of
-from grantbook.admin import Status
+from grantbook.admin import Status, Trends
+
+DAYS: Final = (7, 30, 90, 365)
+T = TypeVar("T")
 
 
 @get("/status", include_in_schema=False)
 async def show_status(
-    request: Request[Any, Any, State], console: NamedDependency[Console], visitor: NamedDependency[Visitor]
+    request: Request[Any, Any, State],
+    console: NamedDependency[Console],
+    visitor: NamedDependency[Visitor],
+    days: FromQuery[int] = DAYS[1],
 ) -> Response[bytes]:
     """The status, which keeps itself up to date."""
-    status: Status | None = None
-    away: str | None = None
-    try:
-        status = (await console.api.read(visitor.name, "/admin/v1/status", Status)).content
-    except (Away, Refused) as error:
-        away = f"The lists cannot be asked: {error.why if isinstance(error, Away) else error.detail}"
+    days = days if days in DAYS else DAYS[1]
+    (status, away), (trends, _), services = await asyncio.gather(
+        _part(console, visitor, "/admin/v1/status", Status),
+        _part(console, visitor, "/admin/v1/trends", Trends, {"days": days}),
+        console.api.readiness(),
+    )
     return await console.page(
         request,
         visitor,
@@ -34,7 +44,22 @@ async def show_status(
         away=away,
         wrong=[] if status is None else sentences_of(status),
         read_models=READ_MODELS,
+        services=services,
+        trends=trends,
+        plots=[] if trends is None else plots.plots(trends),
+        days=days,
+        choices=DAYS,
     )
+
+
+async def _part(
+    console: Console, visitor: Visitor, path: str, type_: type[T], query: Query | None = None
+) -> tuple[T | None, str | None]:
+    """What is shown, or why it cannot be."""
+    try:
+        return (await console.api.read(visitor.name, path, type_, query)).content, None
+    except (Away, Refused) as error:
+        return None, f"The lists cannot be asked: {error.why if isinstance(error, Away) else error.detail}"
 
 
 @get("/subscribers/{name:str}/{instance:str}/forget", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""A user's page: every client that the user let in, and how to end one or all of it."""
+"""Users: who let clients in, and on a page of each what, and how to end one or all of it."""
 
 from typing import Any, Final
 
@@ -10,9 +10,8 @@ from litestar.params import FromPath, FromQuery
 from console import rendering
 from console.gate import Visitor
 from console.house import Console
-from console.pages.clients import LIMITS, chosen
-from grantbook import subjects
-from grantbook.admin import GrantPage
+from console.pages.clients import DEFAULT_LIMIT, LIMITS, chosen
+from grantbook.admin import GrantPage, UserPage
 
 STATES: Final = ("active", "suspended", "expired", "revoked", "any")
 SORTS: Final = {
@@ -26,11 +25,28 @@ SORTS: Final = {
 async def find_user(
     request: Request[Any, Any, State], console: NamedDependency[Console], visitor: NamedDependency[Visitor]
 ) -> Response[bytes]:
-    """To a user's page, by the user's id."""
-    wanted = request.query_params.get("query", "").strip()
-    if wanted:
-        return rendering.see_other(f"/console/users/{subjects.token(wanted)}")
-    return await console.page(request, visitor, "users.html")
+    """Users, by a part of the name or by the whole id."""
+    wanted = request.query_params.get("user", "").strip()
+    shown = chosen(request.query_params)
+    answer = await console.api.read(
+        visitor.name,
+        "/admin/v1/users",
+        UserPage,
+        {"user": wanted, "limit": shown.limit, "cursor": shown.cursor, "count": True},
+        seen=visitor.session.position,
+    )
+    query = {"user": wanted, "limit": shown.limit if shown.limit != DEFAULT_LIMIT else ""}
+    return await console.page(
+        request,
+        visitor,
+        "users.html",
+        page=answer.content,
+        stale=answer.stale,
+        wanted=wanted,
+        query=query,
+        shown=shown,
+        limits=LIMITS,
+    )
 
 
 @get("/users/{user:str}", include_in_schema=False)
