@@ -12,7 +12,7 @@ from console import highlight, rendering
 from console.api import Answer
 from console.gate import Visitor
 from console.house import Console
-from console.pages.clients import LIMITS, chosen
+from console.pages.clients import LIMITS, SPARK_DAYS, chosen
 from grantbook.admin import ClientDetail, GrantPage
 
 PARTS: Final[Mapping[str, str]] = {
@@ -37,6 +37,7 @@ async def read_client(console: Console, visitor: Visitor, client: str) -> Answer
         visitor.name,
         f"/admin/v1/clients/{rendering.in_path(client)}",
         ClientDetail,
+        {"activity_days": SPARK_DAYS},
         seen=visitor.session.position,
     )
 
