@@ -33,8 +33,16 @@ async def seed(house: House) -> None:
         client = await house.register(name, redirect_uris=[redirect], scope="tools:read tools:write")
         for _ in range(chance.choice([0, 1, 1, 2, 4])):
             grant = await house.grant(client, f"u-{chance.randrange(30)}", scopes=("tools:read",))
-            await house.use(client, grant, (now - timedelta(hours=chance.randrange(1, 200))).isoformat())
+            for day in chance.sample(range(14), chance.randrange(1, 14)):
+                at = now - timedelta(days=day, minutes=chance.randrange(1, 60))
+                await house.use(client, grant, at.isoformat(), count=chance.randrange(1, 40))
+        if number % 9 == 8:
+            await house.ask("DELETE", f"/admin/v1/clients/{client}")
     await house.settled()
+    while any(
+        model["lag_events"] for model in (await house.ask("GET", "/admin/v1/status")).json()["read_models"].values()
+    ):
+        await asyncio.sleep(0.1)
 
 
 async def main() -> None:

@@ -35,7 +35,7 @@ async def test_what_happened_is_plotted_and_told_in_numbers(console: Console, ho
 async def test_services_say_how_they_are(console: Console, house: House) -> None:
     """Operators: the reasons of `/readyz` stand where they look."""
     page = unescape((await console.get("/console/status")).text)
-    assert "<dt>Register and read api</dt>" in page
+    assert "<dt>Register and read API</dt>" in page
     assert '<span class="status ready">ready</span>' in page
 
 
