@@ -85,3 +85,12 @@ async def test_the_status_tells_who_is_gone_and_forgets_it_when_told(
     await console.post("/console/subscribers/mail/host-1/forget")
     await console.post("/console/subscribers/mail/host-1/forget", answers=404)
     await nats.close()
+
+
+async def test_no_page_is_heavy(console: Console, house: House) -> None:
+    """Admins on a train: a page of any list, full, is at most 60 KB."""
+    for number in range(50):
+        client = await house.register(f"Agent {number}", redirect_uris=[f"https://h{number}.example/cb"], scope="tools")
+        await house.grant(client, f"user-{number}", name=f"user.{number}@company.example")
+    for path in ("clients", "families", "users", "audit", "stale-clients?unused_for=0s", "status"):
+        assert len((await console.get(f"/console/{path}")).content) <= 60_000, path

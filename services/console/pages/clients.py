@@ -95,7 +95,7 @@ class Shown(Struct, frozen=True):
         return said
 
 
-def chosen(parameters: Any) -> Shown:
+def chosen(parameters: Any, *, limit: int = DEFAULT_LIMIT) -> Shown:
     """What an address's query, or a form, asks for. What it cannot be is for the read API to refuse."""
     query: dict[str, Any] = {}
     for name in FILTERS:
@@ -105,7 +105,7 @@ def chosen(parameters: Any) -> Shown:
     return Shown(
         query,
         parameters.get("sort") or "-created_at",
-        _number(parameters.get("limit"), DEFAULT_LIMIT, LIMITS[-1]),
+        _number(parameters.get("limit"), limit, LIMITS[-1]),
         parameters.get("cursor") or None,
         _number(parameters.get("page"), 1, MAX_PAGE),
     )
