@@ -35,6 +35,7 @@ from projector.db import AnyConnection
 
 DAYS_OF_ACTIVITY: Final = timedelta(days=90)
 """As long as the activity's stream holds it: uses by day are kept for so many days before the newest report's."""
+SWEPT_AT_ONCE: Final = 5_000
 REMEMBERED_SCOPES: Final = 4_096
 REMEMBERED_METADATA: Final = 1_024
 MAX_REMEMBERED_METADATA_BYTES: Final = 4_096
@@ -272,6 +273,17 @@ async def apply(connection: AnyConnection, batch: LogBatch) -> None:
                 for key, gate in batch.client_gates.items()
             ),
         )
+        await connection.execute(
+            """
+            UPDATE standings s SET gated = n.gated
+            FROM (
+                SELECT client_key, suspended_position IS NOT NULL OR deleted_position IS NOT NULL AS gated FROM clients
+                WHERE client_key = ANY($1::text[])
+            ) n
+            WHERE s.client_key = n.client_key AND s.gated <> n.gated
+            """,
+            list(batch.client_gates),
+        )
     await _apply_grants(connection, batch)
     if batch.users:
         await connection.execute(
@@ -291,6 +303,68 @@ async def apply(connection: AnyConnection, batch: LogBatch) -> None:
             """,
             *_columns(batch.cut_offs.values()),
         )
+    if batch.extensions or batch.cut_offs:
+        await connection.execute(
+            f"""
+            WITH touched AS (
+                SELECT g.client_key, g.grant_key FROM unnest($1::text[], $2::text[]) AS k (client_key, grant_key)
+                JOIN grants g USING (client_key, grant_key)
+                UNION
+                SELECT g.client_key, g.grant_key FROM grants g WHERE g.user_key = ANY($3::text[]) AND g.open
+            ), changed AS (
+                UPDATE grants g SET open = NOT g.open
+                FROM touched t JOIN grants o USING (client_key, grant_key) LEFT JOIN users u USING (user_key)
+                WHERE g.client_key = t.client_key AND g.grant_key = t.grant_key AND o.open <> (
+                    o.revoked_position IS NULL AND coalesce(u.cut_off_position, 0) < o.issued_position
+                    AND o.lapses_at > now()
+                )
+                RETURNING g.client_key, g.user_key, 0 AS issued, CASE WHEN g.open THEN 1 ELSE -1 END AS opened
+            ){_COUNTED}
+            """,
+            *(_columns(batch.extensions) or ([], [])),
+            list({user for user, _ in batch.cut_offs}),
+        )
+
+
+_COUNTED: Final = """
+    , by_user AS (
+        SELECT client_key, user_key, sum(issued) AS issued, sum(opened) AS opened FROM changed GROUP BY 1, 2
+    ), counted AS (
+        INSERT INTO client_users AS u (client_key, user_key, open_grants)
+        SELECT client_key, user_key, opened FROM by_user WHERE opened <> 0
+        ON CONFLICT (client_key, user_key) DO UPDATE SET open_grants = u.open_grants + excluded.open_grants
+        RETURNING client_key, user_key, open_grants
+    )
+    INSERT INTO standings AS s (client_key, grants, open_grants, open_users)
+    SELECT b.client_key, sum(b.issued), sum(b.opened),
+        coalesce(sum((c.open_grants > 0)::int - (c.open_grants - b.opened > 0)::int), 0)
+    FROM by_user b LEFT JOIN counted c USING (client_key, user_key)
+    WHERE b.issued <> 0 OR b.opened <> 0
+    GROUP BY b.client_key
+    ON CONFLICT (client_key) DO UPDATE SET grants = s.grants + excluded.grants,
+        open_grants = s.open_grants + excluded.open_grants, open_users = s.open_users + excluded.open_users
+"""
+"""The end of a statement whose `changed` are grants that were issued or that opened (1) or closed (-1)."""
+
+
+async def sweep(connection: AnyConnection) -> int:
+    """Close grants whose time is over, at most `SWEPT_AT_ONCE`; how many. In a transaction.
+
+    Reads look at the time themselves: this keeps the counts of all clients, which cannot.
+    """
+    closed: int = await connection.fetchval(
+        f"""
+        WITH due AS (
+            SELECT client_key, grant_key FROM grants WHERE open AND lapses_at <= now() ORDER BY lapses_at LIMIT $1
+        ), changed AS (
+            UPDATE grants g SET open = false FROM due d WHERE g.client_key = d.client_key AND g.grant_key = d.grant_key
+            RETURNING g.client_key, g.user_key, 0 AS issued, -1 AS opened
+        ){_COUNTED}
+        RETURNING (SELECT count(*) FROM due)
+        """,
+        SWEPT_AT_ONCE,
+    )
+    return closed or 0
 
 
 async def _apply_clients(connection: AnyConnection, batch: LogBatch) -> None:
@@ -300,6 +374,7 @@ async def _apply_clients(connection: AnyConnection, batch: LogBatch) -> None:
         # many if that which stands so many places before it, among those of its family, was shortly before it.
         await connection.execute(
             """
+            WITH registered AS (
             WITH n AS MATERIALIZED (
                 SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[],
                     $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
@@ -336,6 +411,10 @@ async def _apply_clients(connection: AnyConnection, batch: LogBatch) -> None:
                 ),
                 coalesce(p.many, false)
             FROM n JOIN paced p USING (position)
+            RETURNING client_key, registered_position
+            )
+            INSERT INTO standings AS s (client_key, registered_position) SELECT * FROM registered
+            ON CONFLICT (client_key) DO UPDATE SET registered_position = excluded.registered_position
             """,
             *_columns(batch.clients.values()),
             NEW_HOST,
@@ -368,16 +447,21 @@ async def _apply_grants(connection: AnyConnection, batch: LogBatch) -> None:
     if batch.grants:
         # An id is issued once. Should a second `issued` ever stand in the log, the first counts.
         await connection.execute(
-            """
+            f"""
+            WITH changed AS (
             INSERT INTO grants (client_key, grant_key, grant_id, client_id, user_key, user_id, username,
-                username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at, metadata_sha256)
+                username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at, metadata_sha256,
+                open)
             SELECT n.client_key, n.grant_key, n.grant_id, n.client_id, n.user_key, n.user_id, n.username, n.folded,
-                n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at, n.metadata_sha256
+                n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at, n.metadata_sha256,
+                n.lapses_at > now()
             FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                 $9::text[], $10::bigint[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::text[])
                 AS n (client_key, grant_key, grant_id, client_id, user_key, user_id, username, folded, scopes, position,
                 issued_at, expires_at, lapses_at, metadata_sha256)
             ON CONFLICT DO NOTHING
+            RETURNING client_key, user_key, 1 AS issued, open::int AS opened
+            ){_COUNTED}
             """,
             *_columns(batch.grants.values()),
         )
@@ -395,11 +479,11 @@ async def _apply_grants(connection: AnyConnection, batch: LogBatch) -> None:
         # Of what stands before the registration nothing counts, so each is compared before the latest is taken.
         await connection.execute(
             """
-            UPDATE clients c SET last_granted_at = n.at
+            UPDATE standings c SET last_granted_at = n.at
             FROM (
                 SELECT g.client_key, max(g.at) AS at
                 FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS g (client_key, position, at)
-                JOIN clients r ON r.client_key = g.client_key AND r.registered_position < g.position
+                JOIN standings r ON r.client_key = g.client_key AND r.registered_position < g.position
                 GROUP BY g.client_key
             ) n
             WHERE c.client_key = n.client_key AND c.last_granted_at < n.at
@@ -408,12 +492,20 @@ async def _apply_grants(connection: AnyConnection, batch: LogBatch) -> None:
         )
     if batch.revocations:
         await connection.execute(
-            """
-            UPDATE grants g SET revoked_position = n.position, revoked_at = n.at, revoked_reason = n.reason
-            FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[])
-                AS n (client_key, grant_key, position, at, reason)
-            WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key AND g.issued_position < n.position
-                AND g.revoked_position IS NULL
+            f"""
+            WITH changed AS (
+                UPDATE grants g SET revoked_position = n.position, revoked_at = n.at, revoked_reason = n.reason,
+                    open = false
+                FROM (
+                    SELECT n.*, o.open AS was_open
+                    FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[])
+                        AS n (client_key, grant_key, position, at, reason)
+                    JOIN grants o USING (client_key, grant_key)
+                ) n
+                WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key AND g.issued_position < n.position
+                    AND g.revoked_position IS NULL
+                RETURNING g.client_key, g.user_key, 0 AS issued, CASE WHEN n.was_open THEN -1 ELSE 0 END AS opened
+            ){_COUNTED}
             """,
             *_columns(batch.revocations.values()),
         )
@@ -436,7 +528,7 @@ async def apply_activity(connection: AnyConnection, batch: ActivityBatch) -> Non
     )
     await connection.execute(
         """
-        UPDATE clients c SET last_activity_at = n.last_at
+        UPDATE standings c SET last_activity_at = n.last_at
         FROM unnest($1::text[], $2::timestamptz[]) AS n (client_key, last_at)
         WHERE c.client_key = n.client_key AND c.last_activity_at < n.last_at
         """,

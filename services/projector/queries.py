@@ -3,6 +3,7 @@
 Of what callers send, nothing becomes SQL: sorts and states are keys of the tables here, everything else is a parameter.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, Final, Literal, cast
@@ -56,8 +57,8 @@ class Sort(Struct, frozen=True):
 CLIENT_SORTS: Final[Mapping[str, Sort]] = {
     "created_at": Sort("c.created_at", "timestamptz"),
     "client_name": Sort(f"left(c.client_name_folded, {SORTED_CHARACTERS})", "text"),
-    "last_activity_at": Sort("c.last_activity_at", "timestamptz"),
-    "active_grants": Sort("coalesce(a.grants, 0)", "bigint"),
+    "last_activity_at": Sort("s.last_activity_at", "timestamptz"),
+    "active_grants": Sort("s.active_grants", "bigint"),
 }
 CLIENT_STATES: Final[Mapping[str, str]] = {
     "active": "c.deleted_position IS NULL AND c.suspended_position IS NULL",
@@ -68,8 +69,8 @@ CLIENT_STATES: Final[Mapping[str, str]] = {
 FLAG_CONDITIONS: Final[Mapping[str, str]] = {
     "new_redirect_host": "c.new_redirect_host",
     "many_registrations": "c.many_registrations",
-    "never_used": f"""c.deleted_position IS NULL AND c.last_granted_at = '-infinity'
-        AND c.last_activity_at = '-infinity' AND c.created_at < now() - interval '{flags.NEVER_USED_DAYS} days'""",
+    "never_used": f"""c.deleted_position IS NULL AND s.last_granted_at = '-infinity'
+        AND s.last_activity_at = '-infinity' AND c.created_at < now() - interval '{flags.NEVER_USED_DAYS} days'""",
 }
 """Flags that the metadata alone does not tell; the others stand in `c.flags`."""
 GRANT_SORTS: Final[Mapping[str, Sort]] = {
@@ -89,15 +90,15 @@ GRANT_STATES: Final[Mapping[str, str]] = {
 }
 STANDING: Final = ("active", "suspended")
 """States of grants that stand."""
-_ACTIVE_OF_CLIENTS: Final = """
-    SELECT g.client_key, count(*) AS grants, count(DISTINCT g.user_key) AS users FROM grant_states g WHERE g.active
-"""
+_CLIENTS: Final = "clients c JOIN standings s USING (client_key)"
+_STANDING: Final = re.compile(r"\bs\.")
 _CLIENT_COLUMNS: Final = """
     c.client_key, c.client_id, c.client_name, c.redirect_uris, c.scope, c.grant_types, c.token_endpoint_auth_method,
     c.created_at, c.source, c.suspended_position, c.deleted_position,
-    nullif(c.last_activity_at, '-infinity') AS last_activity_at, c.family, c.flags,
+    nullif(s.last_activity_at, '-infinity') AS last_activity_at, c.family, c.flags,
+    CASE WHEN s.gated THEN 0 ELSE s.open_users END AS active_users, s.active_grants,
 """ + ", ".join(f"({condition}) AS {name}" for name, condition in FLAG_CONDITIONS.items())
-_LAST_USED_AT: Final = "greatest(c.last_activity_at, c.last_granted_at, c.created_at)"
+_LAST_USED_AT: Final = "greatest(s.last_activity_at, s.last_granted_at, c.created_at)"
 
 
 class Paging(Struct, frozen=True):
@@ -184,13 +185,11 @@ async def clients(
 ) -> ClientPage:
     """A page of clients, with how often each was used on these days. Raises `cursors.InvalidCursor`."""
     sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
-    source = "clients c"
-    if "a.grants" in sort.expression:
-        source += f" LEFT JOIN ({_ACTIVE_OF_CLIENTS} GROUP BY g.client_key) a USING (client_key)"
     where = await _clients_where(connection, wanted)
-    total = await _count(connection, source, where) if paging.count else UNSET
+    counted = _CLIENTS if _STANDING.search(str(where)) else "clients c"
+    total = await _count(connection, counted, where) if paging.count else UNSET
     rows, around = await _page(
-        connection, f"clients {paging.sort}", _CLIENT_COLUMNS, source, where, sort, "c.registered_position", paging
+        connection, f"clients {paging.sort}", _CLIENT_COLUMNS, _CLIENTS, where, sort, _tie(sort), paging
     )
     active = await _active(connection, rows)
     used = await _used(connection, rows, days)
@@ -200,7 +199,9 @@ async def clients(
 
 async def client(connection: AnyConnection, key: str, days: Sequence[date] = ()) -> ClientDetail | None:
     """One client, but for its history, with its use on these days. None where there never was one of this key."""
-    row = await connection.fetchrow(f"SELECT {_CLIENT_COLUMNS}, c.metadata FROM clients c WHERE c.client_key = $1", key)
+    row = await connection.fetchrow(
+        f"SELECT {_CLIENT_COLUMNS}, c.metadata FROM {_CLIENTS} WHERE c.client_key = $1", key
+    )
     if row is None:
         return None
     item = _client_item(row, await _active(connection, [row]), await _used(connection, [row], days))
@@ -389,8 +390,9 @@ async def family(connection: AnyConnection, name: str) -> FamilyItem | None:
 
 _FAMILIES: Final = """
     SELECT family, count(*) FILTER (WHERE deleted_position IS NULL) AS clients, min(created_at) AS first_seen_at,
-        max(greatest(created_at, last_activity_at)) AS last_seen_at, min(registered_position) AS first_position
-    FROM clients WHERE {which} GROUP BY family
+        max(greatest(created_at, s.last_activity_at)) AS last_seen_at, min(c.registered_position) AS first_position,
+        sum(s.active_grants)::bigint AS active_grants
+    FROM clients c JOIN standings s USING (client_key) WHERE {which} GROUP BY family
 """
 
 
@@ -407,14 +409,6 @@ async def _family_items(connection: AnyConnection, rows: Sequence[Row]) -> list[
             [each["first_position"] for each in rows],
         )
     }
-    counted = await connection.fetch(
-        """
-        SELECT c.family, count(*) AS grants FROM clients c JOIN grant_states g USING (client_key)
-        WHERE c.family = ANY($1::text[]) AND g.active GROUP BY c.family
-        """,
-        names,
-    )
-    active: dict[str, int] = {each["family"]: each["grants"] for each in counted}
     flagged: dict[str, set[str]] = {each: set() for each in names}
     for each in await connection.fetch(
         """
@@ -431,7 +425,7 @@ async def _family_items(connection: AnyConnection, rows: Sequence[Row]) -> list[
             client_name=_set(first[each["family"]]["client_name"]),
             redirect_uris=first[each["family"]]["redirect_uris"],
             clients=each["clients"],
-            active_grants=active.get(each["family"], 0),
+            active_grants=each["active_grants"],
             flags=sorted(flagged[each["family"]], key=_place_of_flag),
             first_seen_at=each["first_seen_at"],
             last_seen_at=each["last_seen_at"],
@@ -467,7 +461,7 @@ async def _ended_by_deleting(connection: AnyConnection, which: str, value: str) 
     row = await connection.fetchrow(
         f"""
         WITH there AS MATERIALIZED (
-            SELECT c.client_key, c.last_activity_at FROM clients c WHERE {which} AND c.deleted_position IS NULL
+            SELECT c.client_key, s.last_activity_at FROM {_CLIENTS} WHERE {which} AND c.deleted_position IS NULL
         ), standing AS MATERIALIZED (
             SELECT g.active, g.user_key, g.scopes FROM there JOIN grant_states g USING (client_key) WHERE g.stands
         )
@@ -505,9 +499,14 @@ async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: d
     if paging.count:
         row = await connection.fetchrow(
             f"""
-            SELECT (SELECT count(*) FROM clients c WHERE {where}) AS total, count(*) AS active_grants,
-                count(DISTINCT g.user_key) AS users
-            FROM grant_states g JOIN clients c USING (client_key) WHERE g.active AND {where}
+            WITH there AS MATERIALIZED (
+                SELECT c.client_key, s.active_grants FROM {_CLIENTS} WHERE {where}
+            )
+            SELECT count(*) AS total, coalesce(sum(active_grants), 0)::bigint AS active_grants, (
+                SELECT count(DISTINCT u.user_key) FROM there t JOIN client_users u USING (client_key)
+                WHERE t.active_grants > 0 AND u.open_grants > 0
+            ) AS users
+            FROM there
             """,
             *where.parameters,
         )
@@ -517,7 +516,7 @@ async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: d
         connection,
         order,
         f"{_CLIENT_COLUMNS}, {_LAST_USED_AT} AS last_used_at",
-        "clients c",
+        _CLIENTS,
         where,
         Sort(_LAST_USED_AT, "timestamptz"),
         "c.registered_position",
@@ -539,10 +538,10 @@ async def totals(connection: AnyConnection) -> Totals:
             count(*) FILTER (WHERE {CLIENT_STATES["active"]}) AS active_clients,
             count(*) FILTER (WHERE {CLIENT_STATES["suspended"]}) AS suspended_clients,
             count(*) FILTER (WHERE {CLIENT_STATES["deleted"]}) AS deleted_clients,
-            (SELECT count(*) FROM grants) AS grants,
-            (SELECT count(*) FROM grant_states WHERE active) AS active_grants,
+            coalesce(sum(s.grants), 0)::bigint AS grants,
+            coalesce(sum(s.active_grants), 0)::bigint AS active_grants,
             (SELECT count(*) FROM users) AS users
-        FROM clients c
+        FROM {_CLIENTS}
         """
     )
     assert row is not None
@@ -623,10 +622,9 @@ async def _clients_where(connection: AnyConnection, wanted: ClientFilter) -> _Wh
     if wanted.created_before is not None:
         where.add("c.created_at < {}", wanted.created_before)
     if wanted.last_activity_before is not None:
-        where.add("c.last_activity_at < {}", wanted.last_activity_before)
+        where.add("s.last_activity_at < {}", wanted.last_activity_before)
     if wanted.has_active_grants is not None:
-        exists = "EXISTS (SELECT FROM grant_states g WHERE g.client_key = c.client_key AND g.active)"
-        where.add(exists if wanted.has_active_grants else f"NOT {exists}")
+        where.add("s.active_grants > 0" if wanted.has_active_grants else "s.active_grants = 0")
     if wanted.family is not None:
         where.add("c.family = {}", wanted.family)
     if wanted.revoked_after is not None:
@@ -769,19 +767,31 @@ async def _count(connection: AnyConnection, source: str, where: _Where) -> int:
 
 
 async def _active(connection: AnyConnection, clients_: Sequence[Row]) -> dict[str, tuple[int, int]]:
-    """Active grants, and the users who have some, of those clients that have any."""
-    # One that is deleted or suspended has none, however many rows it would take to see that.
-    keys = [
-        each["client_key"]
-        for each in clients_
-        if each["deleted_position"] is None and each["suspended_position"] is None
-    ]
-    if not keys:
-        return {}
-    rows = await connection.fetch(
-        f"{_ACTIVE_OF_CLIENTS} AND g.client_key = ANY($1::text[]) GROUP BY g.client_key", keys
+    """Active grants, and the users who have some, of each client: as counted, or anew where some just lapsed."""
+    active = {each["client_key"]: (each["active_grants"], each["active_users"]) for each in clients_}
+    if not any(grants for grants, _ in active.values()):
+        return active
+    lapsed = await connection.fetch(
+        "SELECT DISTINCT client_key FROM grants WHERE open AND lapses_at <= now() AND client_key = ANY($1::text[])",
+        [key for key, (grants, _) in active.items() if grants],
     )
-    return {each["client_key"]: (each["grants"], each["users"]) for each in rows}
+    if lapsed:
+        for key in (each["client_key"] for each in lapsed):
+            active[key] = (0, 0)
+        rows = await connection.fetch(
+            """
+            SELECT client_key, count(*) AS grants, count(DISTINCT user_key) AS users FROM grant_states
+            WHERE active AND client_key = ANY($1::text[]) GROUP BY client_key
+            """,
+            [each["client_key"] for each in lapsed],
+        )
+        active.update((each["client_key"], (each["grants"], each["users"])) for each in rows)
+    return active
+
+
+def _tie(sort: Sort) -> str:
+    """Where each client stands in the log, from the table that is sorted: so that its index has both."""
+    return "s.registered_position" if sort.expression.startswith("s.") else "c.registered_position"
 
 
 async def _used(
@@ -805,7 +815,7 @@ async def _used(
 def _client_item(
     row: Row, active: Mapping[str, tuple[int, int]], used: Mapping[str, list[int]] | None = None
 ) -> ClientItem:
-    grants, users = active.get(row["client_key"], (0, 0))
+    grants, users = active[row["client_key"]]
     gate = "suspended" if row["suspended_position"] is not None else "active"
     return ClientItem(
         client_id=row["client_id"],

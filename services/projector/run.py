@@ -6,6 +6,8 @@ only once the log's grants that it names are there: no flood of activity delays 
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -32,6 +34,8 @@ CONFIRM_SECONDS: Final = 5.0
 """A stream that looks shorter than what was applied must look so for this long: a new leader may need a moment."""
 RETRY_SECONDS: Final = 0.25
 HALTED_POLL_SECONDS: Final = 1.0
+SWEEP_SECONDS: Final = 1.0
+"""So often grants whose time is over are taken out of the counts."""
 
 _log = structlog.get_logger("projector")
 
@@ -356,13 +360,23 @@ async def _session(database_url: str, sources: Sources, schema: str) -> None:
             await log.start()
             await activity.start()
             _log.info("projecting", schema=schema, log=log.applied.sequence, activity=activity.applied.sequence)
+            swept_at = -math.inf
             while True:
                 await _step(connection, schema, log, activity)
+                if time.monotonic() - swept_at >= SWEEP_SECONDS and await _sweep(connection, schema):
+                    swept_at = time.monotonic()
         finally:
             await log.stop()
             await activity.stop()
     finally:
         connection.terminate()
+
+
+async def _sweep(connection: Connection, schema: str) -> bool:
+    """Close what lapsed. Whether that was all of it."""
+    async with connection.transaction():
+        await db.share_swap_lock(connection, schema)
+        return await projections.sweep(connection) < projections.SWEPT_AT_ONCE
 
 
 async def _step(connection: Connection, schema: str, log: Lane, activity: Lane) -> None:

@@ -33,16 +33,42 @@ CREATE TABLE clients (
     -- The gate. A deletion stays for ever; a suspension until the client is resumed.
     suspended_position bigint,
     deleted_position bigint,
-    deleted_at timestamptz,
+    deleted_at timestamptz
+) WITH (fillfactor = 90);
+CREATE INDEX clients_by_created_at ON clients (created_at, registered_position);
+CREATE INDEX clients_by_name ON clients (left(client_name_folded, 200), registered_position);
+CREATE INDEX clients_by_family ON clients (family);
+CREATE INDEX clients_by_registered_family ON clients (registered_family, registered_position);
+
+-- What changes about a client all the time, apart from what hardly ever does: that stays on its pages.
+-- Open grants are those that stand whatever the client's gate says, but for what lapsed and was not swept yet: see
+-- `grants.open`. Grants without their client are counted, too, should it ever come.
+CREATE TABLE standings (
+    client_key text PRIMARY KEY,
+    registered_position bigint,
+    -- Suspended or deleted.
+    gated boolean NOT NULL DEFAULT false,
+    -- That there ever were.
+    grants bigint NOT NULL DEFAULT 0,
+    open_grants bigint NOT NULL DEFAULT 0,
+    -- Who have one of these.
+    open_users bigint NOT NULL DEFAULT 0,
+    active_grants bigint NOT NULL GENERATED ALWAYS AS (CASE WHEN gated THEN 0 ELSE open_grants END) STORED,
     -- When a grant was last issued or extended. Never: '-infinity', so that it can be compared.
     last_granted_at timestamptz NOT NULL DEFAULT '-infinity',
     -- From the activity. Never used: '-infinity', so that it can be sorted by.
     last_activity_at timestamptz NOT NULL DEFAULT '-infinity'
+) WITH (fillfactor = 70);
+CREATE INDEX standings_by_active_grants ON standings (active_grants, registered_position);
+CREATE INDEX standings_by_last_activity ON standings (last_activity_at, registered_position);
+
+-- Open grants of a user at a client. Pairs that have none any more stay.
+CREATE TABLE client_users (
+    client_key text NOT NULL,
+    user_key text NOT NULL,
+    open_grants bigint NOT NULL,
+    PRIMARY KEY (client_key, user_key)
 ) WITH (fillfactor = 80);
-CREATE INDEX clients_by_created_at ON clients (created_at, registered_position);
-CREATE INDEX clients_by_name ON clients (client_name_folded, registered_position);
-CREATE INDEX clients_by_family ON clients (family);
-CREATE INDEX clients_by_registered_family ON clients (registered_family, registered_position);
 
 -- Hosts that a client ever redirected to, deleted ones too, and where in the log one first did.
 CREATE TABLE redirect_hosts (
@@ -51,7 +77,7 @@ CREATE TABLE redirect_hosts (
     first_seen_at timestamptz NOT NULL
 );
 
--- Room on each page, and no index on what activity and revocations change: those updates stay on their page.
+-- Room on each page, and no index on what activity changes: those updates stay on their page.
 CREATE TABLE grants (
     client_key text NOT NULL,
     grant_key text NOT NULL,
@@ -77,8 +103,11 @@ CREATE TABLE grants (
     last_activity_at timestamptz NOT NULL DEFAULT '-infinity',
     activity_expires_at timestamptz,
     uses bigint NOT NULL DEFAULT 0,
+    -- Whether `standings` counts it: neither revoked nor cut off with its user, nor lapsed, as far as that was swept.
+    open boolean NOT NULL,
     PRIMARY KEY (client_key, grant_key)
 ) WITH (fillfactor = 80);
+CREATE INDEX grants_to_lapse ON grants (lapses_at) WHERE open;
 CREATE INDEX grants_of_clients ON grants (client_key, issued_at, issued_position);
 CREATE INDEX grants_of_users ON grants (user_key, issued_at, issued_position);
 

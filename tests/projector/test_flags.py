@@ -35,7 +35,9 @@ def recorded(happened: Iterable[Happened]) -> list[wire.Recorded]:
 
 async def apply(database: Connection, happened: Iterable[Happened], *, size: int) -> dict[str, list[str]]:
     """Apply events in batches of this size to empty read models. The clients that have a flag of the log's telling."""
-    await database.execute("TRUNCATE clients, redirect_hosts, grants, users, cut_offs, events")
+    await database.execute(
+        "TRUNCATE clients, standings, client_users, redirect_hosts, grants, users, cut_offs, hours, events"
+    )
     records = recorded(happened)
     for start in range(0, len(records), size):
         batch = LogBatch()
@@ -136,7 +138,9 @@ async def test_the_use_of_a_client_does_not_depend_on_how_the_log_was_cut_into_b
     ]
     for size in (1, 2, 3, len(happened)):
         await apply(database, happened, size=size)
-        found = await database.fetch("SELECT client_id, nullif(last_granted_at, '-infinity') FROM clients ORDER BY 1")
+        found = await database.fetch(
+            "SELECT client_key, nullif(last_granted_at, '-infinity') FROM standings ORDER BY client_key"
+        )
         assert [tuple(each) for each in found] == [("c1", later), ("c2", None)]
 
 

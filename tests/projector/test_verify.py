@@ -75,6 +75,7 @@ async def test_verify_finds_every_planted_difference(
         ("grants", "log"): 2,
         ("users", "live"): 1,
         ("cut_offs", "log"): 1,
+        ("standings", "live"): 1,
         ("redirect_hosts", "live"): 1,
         ("redirect_hosts", "log"): 1,
         ("events", "live"): 1,

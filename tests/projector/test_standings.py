@@ -1,0 +1,107 @@
+"""Counts of active grants that are kept, and not made by counting: they are always what counting would give."""
+
+import random
+from datetime import timedelta
+from typing import Final
+
+import pytest
+from nats.aio.client import Client
+
+from grantbook.events import Event
+from projector import projections, verify
+from projector.db import Connection
+from projector.run import Sources
+from tests.projector import given
+from tests.projector.conftest import Api, caught_up, projecting, until
+from tests.projector.test_flags import Happened, apply
+from tests.projector.test_verify import compared
+
+SEQUENCES: Final = 60
+EVENTS: Final = 40
+
+
+def happened(dice: random.Random) -> list[Happened]:
+    """What can happen to a few clients, grants and users."""
+    clients, users = ["c1", "c2", "c3"], ["u1", "u2"]
+    long_ago = given.now() - timedelta(days=400)
+    issued = [given.issued(each, "first", "u1") for each in clients]
+    events: list[Event] = [*(given.registered(each) for each in clients), *issued]
+    for number in range(EVENTS):
+        grant = dice.choice(issued)
+        match dice.randrange(10):
+            case 0 | 1 | 2 | 3:
+                at = dice.choice([None, None, None, long_ago])
+                grant = given.issued(dice.choice(clients), f"g{number}", dice.choice(users), at=at)
+                issued.append(grant)
+                events.append(grant)
+            case 4:
+                events.append(given.extended(grant, 1, timedelta(days=dice.choice([1, 800]))))
+            case 5 | 6:
+                events.append(given.revoked(grant.client_id, grant.grant_id, grant.user_id))
+            case 7:
+                events.append(given.cut_off(dice.choice(users)))
+            case 8:
+                client = dice.choice(clients)
+                events.append(given.suspended(client) if dice.random() < 0.5 else given.resumed(client))
+            case _:
+                events.append(given.deleted(grant.client_id) if dice.random() < 0.2 else grant)  # a second time
+    return list(enumerate(events))
+
+
+async def test_what_is_counted_is_what_stands_however_the_log_was_cut(database: Connection) -> None:
+    """Admins: the number beside a client is right, whatever happened to it, in whatever batches it was applied."""
+    dice = random.Random(7)
+    for sequence in range(SEQUENCES):
+        events = happened(dice)
+        seen = []
+        for size in (1, dice.randrange(2, 12), len(events)):
+            await apply(database, events, size=size)
+            assert await verify._miscounted(database) == [], (sequence, size, events)
+            seen.append(await database.fetch("SELECT * FROM standings ORDER BY client_key"))
+        assert seen[0] == seen[1] == seen[2], (sequence, events)
+        await projections.sweep(database)
+        assert await verify._miscounted(database) == [], (sequence, events)
+
+
+async def test_a_grant_that_lapses_leaves_the_counts_at_once(
+    log: Client, sources: Sources, database: Connection, database_url: str, api: Api
+) -> None:
+    """Admins: what time ended is not shown as active, and soon is not counted where clients are sorted by it."""
+    # It lapses a while after it expires: what its small refreshes did is not in the log.
+    short = given.issued("c1", "g1", "u1", at=given.now() - timedelta(days=60), lifetime=timedelta(days=30))
+    async with projecting(database_url, sources):
+        await given.write(log, given.registered("c1"), given.issued("c1", "g2", "u2"), short)
+        await caught_up(database, log)
+        await database.execute("UPDATE grants SET lapses_at = now() - interval '1 s' WHERE grant_id = 'g2'")
+        [client] = (await api.get("/admin/v1/clients"))["items"]
+        assert (client["active_grants"], client["active_users"]) == (0, 0)
+
+        async def swept() -> bool:
+            return bool(await database.fetchval("SELECT open_grants = 0 FROM standings"))
+
+        await until(swept, "the sweep")
+    assert await database.fetchval("SELECT open_users FROM standings") == 0
+    assert not await database.fetchval("SELECT bool_or(open) FROM grants")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "UPDATE standings SET open_grants = open_grants + 1",
+        "UPDATE standings SET open_users = 0",
+        "UPDATE standings SET gated = true",
+        "UPDATE grants SET open = false",
+        "UPDATE client_users SET open_grants = 2",
+        "DELETE FROM client_users",
+    ],
+)
+async def test_a_count_that_is_wrong_is_found(
+    log: Client, sources: Sources, database: Connection, database_url: str, spoilt: str
+) -> None:
+    """Auditors: counts are compared with the rows that they count."""
+    async with projecting(database_url, sources):
+        await given.write(log, given.registered("c1"), given.issued("c1", "g1", "u1"))
+        await caught_up(database, log)
+    assert await compared(database_url, sources) == {}
+    await database.execute(spoilt)
+    assert await compared(database_url, sources) != {}
