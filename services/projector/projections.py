@@ -80,7 +80,8 @@ class LogBatch(Struct):
     extensions: dict[GrantKey, Row] = {}
     granted: list[Row] = []
     revocations: dict[GrantKey, Row] = {}
-    users: dict[str, None] = {}
+    users: dict[str, bool] = {}
+    """Whether they let a client in."""
     cut_offs: dict[tuple[str, int], Row] = {}
     hours: Counter[tuple[datetime, str]] = msgspec.field(default_factory=Counter)
 
@@ -158,7 +159,7 @@ def fold(  # noqa: C901  one case an event type
                 ),
             )
             batch.granted.append((client, position, event.at))
-            batch.users[user] = None
+            batch.users[user] = True
         case GrantExtended():
             client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
             lapses_at = _lapse(event.expires_at, extension_threshold(event.issued_at, event.issued_expires_at))
@@ -171,7 +172,7 @@ def fold(  # noqa: C901  one case an event type
             user = event.user_key
             reason = _text(event.reason or USER_GRANTS_REVOKED)
             batch.cut_offs[user, position] = (user, position, at, reason)
-            batch.users[user] = None
+            batch.users.setdefault(user, False)
         case ActivityRecorded():
             message = f"position {position} of the log is activity, which has a stream of its own"
             raise NotOfThisLog(message)
@@ -287,7 +288,11 @@ async def apply(connection: AnyConnection, batch: LogBatch) -> None:
     await _apply_grants(connection, batch)
     if batch.users:
         await connection.execute(
-            "INSERT INTO users (user_key) SELECT * FROM unnest($1::text[]) ON CONFLICT DO NOTHING", list(batch.users)
+            """
+            INSERT INTO users AS u (user_key, granted) SELECT * FROM unnest($1::text[], $2::boolean[])
+            ON CONFLICT (user_key) DO UPDATE SET granted = true WHERE excluded.granted AND NOT u.granted
+            """,
+            *_columns(batch.users.items()),
         )
     if batch.cut_offs:
         await connection.execute(
@@ -378,15 +383,15 @@ async def _apply_clients(connection: AnyConnection, batch: LogBatch) -> None:
             WITH n AS MATERIALIZED (
                 SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[],
                     $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
-                    $14::text[], $15::text[], $16::json[], $17::text[])
+                    $14::text[], $15::text[], $16::text[], $17::json[], $18::text[])
                     AS n (client_key, client_id, position, registered_at, created_at, source, client_name, folded,
-                    redirect_uris, redirect_domains, scope, grant_types, auth_method, family, flags, metadata,
+                    redirect_uris, redirect_text, labels, scope, grant_types, auth_method, family, flags, metadata,
                     redirect_hosts)
                 WHERE NOT EXISTS (SELECT FROM clients c WHERE c.client_key = n.client_key)
             ), paced AS (
-                SELECT position, registered_at - lag(registered_at, $19::int) OVER (
+                SELECT position, registered_at - lag(registered_at, $20::int) OVER (
                     PARTITION BY family ORDER BY position
-                ) <= $20::interval AS many
+                ) <= $21::interval AS many
                 FROM (
                     SELECT family, position, registered_at FROM n
                     UNION ALL
@@ -394,20 +399,21 @@ async def _apply_clients(connection: AnyConnection, batch: LogBatch) -> None:
                     FROM (SELECT DISTINCT family FROM n) f
                     CROSS JOIN LATERAL (
                         SELECT c.registered_position, c.registered_at FROM clients c
-                        WHERE c.registered_family = f.family ORDER BY c.registered_position DESC LIMIT $19::int
+                        WHERE c.registered_family = f.family ORDER BY c.registered_position DESC LIMIT $20::int
                     ) b
                 ) all_of_family
             )
             INSERT INTO clients (client_key, client_id, registered_position, registered_at, created_at, source,
-                client_name, client_name_folded, redirect_uris, redirect_domains, scope, grant_types,
+                client_name, client_name_folded, redirect_uris, redirect_text, labels, scope, grant_types,
                 token_endpoint_auth_method, family, registered_family, flags, metadata, new_redirect_host,
                 many_registrations)
             SELECT n.client_key, n.client_id, n.position, n.registered_at, n.created_at, n.source, n.client_name,
-                n.folded, n.redirect_uris::text[], n.redirect_domains::text[], n.scope, n.grant_types::text[],
+                n.folded, n.redirect_uris::text[], n.redirect_text, n.labels::text[] || ('source:' || n.source),
+                n.scope, n.grant_types::text[],
                 n.auth_method, n.family, n.family, n.flags::text[], n.metadata,
                 EXISTS (
                     SELECT FROM redirect_hosts h
-                    WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.registered_at - $18::interval
+                    WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.registered_at - $19::interval
                 ),
                 coalesce(p.many, false)
             FROM n JOIN paced p USING (position)
@@ -425,17 +431,18 @@ async def _apply_clients(connection: AnyConnection, batch: LogBatch) -> None:
         await connection.execute(
             """
             UPDATE clients c SET client_name = n.client_name, client_name_folded = n.folded,
-                redirect_uris = n.redirect_uris::text[], redirect_domains = n.redirect_domains::text[], scope = n.scope,
+                redirect_uris = n.redirect_uris::text[], redirect_text = n.redirect_text,
+                labels = n.labels::text[] || ('source:' || c.source), scope = n.scope,
                 grant_types = n.grant_types::text[], token_endpoint_auth_method = n.auth_method, family = n.family,
                 flags = n.flags::text[], metadata = n.metadata,
                 new_redirect_host = EXISTS (
                     SELECT FROM redirect_hosts h
-                    WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.changed_at - $15::interval
+                    WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.changed_at - $16::interval
                 )
             FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::json[], $14::text[])
-                AS n (client_key, position, changed_at, client_name, folded, redirect_uris, redirect_domains, scope,
-                grant_types, auth_method, family, flags, metadata, redirect_hosts)
+                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::json[], $15::text[])
+                AS n (client_key, position, changed_at, client_name, folded, redirect_uris, redirect_text, labels,
+                scope, grant_types, auth_method, family, flags, metadata, redirect_hosts)
             WHERE c.client_key = n.client_key AND c.registered_position < n.position
             """,
             *_columns(batch.metadata.values()),
@@ -562,16 +569,23 @@ def _judgement(encoded: bytes) -> _Judged:
     metadata = _metadata.decode(encoded)
     name = metadata.client_name
     hosts = tuple(map(_text, flags.redirect_hosts(metadata)))
+    found = flags.of_metadata(metadata)
+    labels = [
+        *found,
+        *(f"host:{each}" for each in families.redirect_domains(metadata)),
+        *(f"grant:{each}" for each in dict.fromkeys(metadata.grant_types)),
+    ]
     columns = (
         None if name is None else _text(name),
         "" if name is None else _folded(name),
         _array(metadata.redirect_uris),
-        _array(families.redirect_domains(metadata)),
+        _text("\n".join(metadata.redirect_uris)),
+        _array(labels),
         None if metadata.scope is None else _text(metadata.scope),
         _array(metadata.grant_types),
         _text(metadata.token_endpoint_auth_method),
         families.family(metadata),
-        _array(flags.of_metadata(metadata)),
+        _array(found),
         encoded.decode(),
         _array(hosts),
     )

@@ -34,7 +34,7 @@ from grantbook.admin import (
 )
 from grantbook.positions import Position
 from grantbook.sealed import Note, Sealed
-from projector import cursors
+from projector import cursors, traits
 from projector.cursors import Place
 from projector.db import AnyConnection
 
@@ -43,6 +43,8 @@ MAX_HISTORY: Final = 1_000
 SORTED_CHARACTERS: Final = 200
 """Names are sorted by so many of their characters: a cursor holds them."""
 MAX_PREVIEWED_SCOPES: Final = 100
+MAX_LAPSED: Final = 10_000
+"""Grants that lapsed and were not swept yet: so many are looked at. There are more only while no projector runs."""
 
 Row = asyncpg.Record
 
@@ -172,6 +174,11 @@ class _Where:
         """A condition in which each `{}` stands for a value."""
         self._conditions.append(condition.format(*(self.parameter(each) for each in values)))
 
+    def add_found(self, labels: list[str]) -> None:
+        """A client must have all of these labels."""
+        if labels:
+            self.add("c.labels @> {}", labels)
+
     def parameter(self, value: object) -> str:
         self.parameters.append(value)
         return f"${len(self.parameters)}"
@@ -185,9 +192,8 @@ async def clients(
 ) -> ClientPage:
     """A page of clients, with how often each was used on these days. Raises `cursors.InvalidCursor`."""
     sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
+    total = await _total_of_clients(connection, wanted) if paging.count else UNSET
     where = await _clients_where(connection, wanted)
-    counted = _CLIENTS if _STANDING.search(str(where)) else "clients c"
-    total = await _count(connection, counted, where) if paging.count else UNSET
     rows, around = await _page(
         connection, f"clients {paging.sort}", _CLIENT_COLUMNS, _CLIENTS, where, sort, _tie(sort), paging
     )
@@ -195,6 +201,20 @@ async def clients(
     used = await _used(connection, rows, days)
     items = [_client_item(each, active, used) for each in rows]
     return ClientPage(items=items, total=total, **structs.asdict(around))
+
+
+async def _total_of_clients(connection: AnyConnection, wanted: ClientFilter) -> int:
+    """How many there are: from the smallest table that has all that is asked for."""
+    asked = structs.replace(wanted, status="any", last_activity_before=None, has_active_grants=None)
+    if asked == ClientFilter(status="any") and asked != structs.replace(wanted, status="any"):
+        where = await _with_the_rest(connection, _Where(), wanted)
+        where.add("s.registered_position IS NOT NULL")
+        if wanted.status == "active":
+            where.add("NOT s.gated")
+        if wanted.status in {"active", "any"}:
+            return await _count(connection, "standings s", where)
+    where = await _counted_where(connection, wanted)
+    return await _count(connection, _CLIENTS if _STANDING.search(str(where)) else "clients c", where)
 
 
 async def client(connection: AnyConnection, key: str, days: Sequence[date] = ()) -> ClientDetail | None:
@@ -261,9 +281,22 @@ async def grants_of_client(
     where.add("g.client_key = {}", key)
     if status in STANDING and await _is_deleted(connection, key):
         where.add("false")  # that none of them stands is known without looking at each
+    total = None
+    if user is None and paging.count:
+        total = await _known_total(connection, key, status)
     if user is not None:
         where.add("strpos(g.username_folded, {}) > 0 OR g.user_key = {}", user.casefold(), subjects.token(user))
-    return await _grants(connection, "client", where, status, paging, across_clients=False)
+    return await _grants(connection, "client", where, status, paging, across_clients=False, total=total)
+
+
+async def _known_total(connection: AnyConnection, key: str, status: str) -> int | None:
+    """How many grants of a status a client has, where that is kept; None where it has to be counted."""
+    if status == "any":
+        return cast("int | None", await connection.fetchval("SELECT grants FROM standings WHERE client_key = $1", key))
+    if status != "active":
+        return None
+    row = await connection.fetchrow(f"SELECT {_CLIENT_COLUMNS} FROM {_CLIENTS} WHERE c.client_key = $1", key)
+    return None if row is None else (await _active(connection, [row]))[key][0]
 
 
 async def _is_deleted(connection: AnyConnection, key: str) -> bool:
@@ -288,7 +321,7 @@ async def users(connection: AnyConnection, user: str | None, paging: Paging) -> 
     if user is not None:
         named = "SELECT user_key FROM grants WHERE strpos(username_folded, {}) > 0"
         where.add(f"u.user_key IN ({named} UNION SELECT {{}})", user.casefold(), subjects.token(user))
-    where.add("EXISTS (SELECT FROM grants g WHERE g.user_key = u.user_key)")  # not of cut-offs alone
+    where.add("u.granted")  # not of cut-offs alone
     total = await _count(connection, source, where) if paging.count else UNSET
     order = "users" if user is None else "users of a name"
     rows, around = await _page(
@@ -531,17 +564,21 @@ async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: d
 
 
 async def totals(connection: AnyConnection) -> Totals:
-    """Counts over the whole register."""
+    """Counts over the whole register: of two narrow tables, and of an index of the wide one."""
     row = await connection.fetchrow(
         f"""
-        SELECT count(*) AS clients,
-            count(*) FILTER (WHERE {CLIENT_STATES["active"]}) AS active_clients,
-            count(*) FILTER (WHERE {CLIENT_STATES["suspended"]}) AS suspended_clients,
-            count(*) FILTER (WHERE {CLIENT_STATES["deleted"]}) AS deleted_clients,
-            coalesce(sum(s.grants), 0)::bigint AS grants,
-            coalesce(sum(s.active_grants), 0)::bigint AS active_grants,
+        WITH gates AS MATERIALIZED (
+            SELECT c.traits & {traits.mask("suspended", "deleted")} AS gate, count(*) AS clients
+            FROM clients c GROUP BY 1
+        )
+        SELECT coalesce(sum(clients), 0)::bigint AS clients,
+            coalesce(sum(clients) FILTER (WHERE gate = 0), 0)::bigint AS active_clients,
+            coalesce(sum(clients) FILTER (WHERE gate = {traits.mask("suspended")}), 0)::bigint AS suspended_clients,
+            coalesce(sum(clients) FILTER (WHERE gate & {traits.mask("deleted")} <> 0), 0)::bigint AS deleted_clients,
+            (SELECT coalesce(sum(s.grants), 0)::bigint FROM standings s) AS grants,
+            (SELECT coalesce(sum(s.active_grants), 0)::bigint FROM standings s) AS active_grants,
             (SELECT count(*) FROM users) AS users
-        FROM {_CLIENTS}
+        FROM gates
         """
     )
     assert row is not None
@@ -597,26 +634,69 @@ def audit_event(row: Row, identity: str) -> AuditEvent:
     )
 
 
-async def _clients_where(connection: AnyConnection, wanted: ClientFilter) -> _Where:  # noqa: C901, PLR0912
-    """One condition a filter."""
+async def _clients_where(connection: AnyConnection, wanted: ClientFilter) -> _Where:
+    """The conditions for a page of a list: those of few clients have an index, the others are looked at on the way."""
     where = _Where()
     where.add(CLIENT_STATES[wanted.status])
-    if wanted.name is not None:
-        where.add("strpos(c.client_name_folded, {}) > 0", wanted.name.casefold())
-    if wanted.redirect_uri is not None:
-        where.add("EXISTS (SELECT FROM unnest(c.redirect_uris) AS u WHERE strpos(u, {}) > 0)", wanted.redirect_uri)
-    if wanted.redirect_host is not None:
-        where.add("{} = ANY(c.redirect_domains)", wanted.redirect_host.lower().strip(".").strip("[]"))
-    if wanted.grant_types:
-        where.add("c.grant_types @> {}::text[]", list(wanted.grant_types))
-    if wanted.source is not None:
-        where.add("c.source = {}", wanted.source)
+    where.add_found(_found_whole(wanted))
     if wanted.needs_review is not None:
-        where.add("(c.flags && {}) = {}", list(flags.TO_REVIEW), wanted.needs_review)
+        overlaps = "c.labels && {}" if wanted.needs_review else "NOT (c.labels && {})"
+        where.add(overlaps, list(flags.TO_REVIEW))
+    for each in wanted.flags:
+        if each in FLAG_CONDITIONS:
+            where.add(FLAG_CONDITIONS[each])
+    return await _with_the_rest(connection, where, wanted)
+
+
+async def _counted_where(connection: AnyConnection, wanted: ClientFilter) -> _Where:
+    """The same conditions for counting: as bits of one column, as far as they go."""
+    where = _Where()
+    where.add(_COUNTED_STATES[wanted.status])
+    known = [each for each in (*wanted.flags, *(f"grant:{each}" for each in wanted.grant_types)) if each in _TRAITS]
+    if wanted.source is not None:
+        if f"source:{wanted.source}" in _TRAITS:
+            known.append(f"source:{wanted.source}")
+        else:
+            where.add(traits.lacks("source:cimd", "source:manual"))
+    if known:
+        where.add(traits.has(*known))
+    if wanted.needs_review is not None:
+        where.add((traits.has_any if wanted.needs_review else traits.lacks)(*flags.TO_REVIEW))
+    if traits.TIMELY_FLAG in wanted.flags:
+        where.add(FLAG_CONDITIONS[traits.TIMELY_FLAG])
+    where.add_found([each for each in _found_whole(wanted) if each not in _TRAITS and not each.startswith("source:")])
+    return await _with_the_rest(connection, where, wanted)
+
+
+_TRAITS: Final = traits.CONDITIONS
+_COUNTED_STATES: Final[Mapping[str, str]] = {
+    "active": traits.lacks("suspended", "deleted"),
+    "suspended": f"{traits.has('suspended')} AND {traits.lacks('deleted')}",
+    "deleted": traits.has("deleted"),
+    "any": "true",
+}
+
+
+def _found_whole(wanted: ClientFilter) -> list[str]:
+    """The labels that a client must have."""
+    found = [each for each in wanted.flags if each not in FLAG_CONDITIONS]
+    found += [f"grant:{each}" for each in wanted.grant_types]
+    if wanted.source is not None:
+        found.append(f"source:{wanted.source}")
+    if wanted.redirect_host is not None:
+        found.append(f"host:{wanted.redirect_host.lower().strip('.').strip('[]')}")
+    return found
+
+
+async def _with_the_rest(connection: AnyConnection, where: _Where, wanted: ClientFilter) -> _Where:  # noqa: C901
+    if wanted.name is not None:
+        where.add("c.client_name_folded LIKE {}", _part(wanted.name.casefold()))
+    if wanted.redirect_uri is not None:
+        where.add("c.redirect_text LIKE {}", _part(wanted.redirect_uri))
+        if "\n" in wanted.redirect_uri:
+            where.add("false")  # no URI has a line break, and nothing may be found across two
     if wanted.client_key is not None:
         where.add("c.client_key = {}", wanted.client_key)
-    for each in wanted.flags:
-        where.add(FLAG_CONDITIONS.get(each, "{} = ANY(c.flags)"), *(() if each in FLAG_CONDITIONS else (each,)))
     if wanted.created_after is not None:
         where.add("c.created_at > {}", wanted.created_after)
     if wanted.created_before is not None:
@@ -634,6 +714,12 @@ async def _clients_where(connection: AnyConnection, wanted: ClientFilter) -> _Wh
         else:
             where.add(_CUT_OFF_SINCE, first, first)
     return where
+
+
+def _part(text: str) -> str:
+    """The pattern of `LIKE` that is any text with this one in it."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
 
 
 async def _position_after(connection: AnyConnection, moment: datetime) -> int | None:
@@ -680,12 +766,20 @@ async def _events_where(connection: AnyConnection, wanted: EventFilter) -> _Wher
 
 
 async def _grants(
-    connection: AnyConnection, of: str, where: _Where, status: str, paging: Paging, *, across_clients: bool
+    connection: AnyConnection,
+    of: str,
+    where: _Where,
+    status: str,
+    paging: Paging,
+    *,
+    across_clients: bool,
+    total: int | None = None,
 ) -> GrantPage:
     where.add(GRANT_STATES[status])
     sort = GRANT_SORTS[paging.sort.removeprefix("-")]
     source = "grant_items g"
-    total = await _count(connection, source, where) if paging.count else UNSET
+    if paging.count and total is None:
+        total = await _count(connection, source, where)
     columns = """
         g.grant_id, g.client_id, g.client_name, g.user_id, g.username, g.scopes, g.issued_at,
         nullif(g.last_activity_at, '-infinity') AS last_activity_at, g.expires_at, g.status, g.ended_at, g.ended_reason,
@@ -712,7 +806,7 @@ async def _grants(
         )
         for each in rows
     ]
-    return GrantPage(items=items, total=total, **structs.asdict(around))
+    return GrantPage(items=items, total=UNSET if total is None else total, **structs.asdict(around))
 
 
 async def _page(
@@ -772,8 +866,14 @@ async def _active(connection: AnyConnection, clients_: Sequence[Row]) -> dict[st
     if not any(grants for grants, _ in active.values()):
         return active
     lapsed = await connection.fetch(
-        "SELECT DISTINCT client_key FROM grants WHERE open AND lapses_at <= now() AND client_key = ANY($1::text[])",
+        """
+        WITH due AS MATERIALIZED (
+            SELECT client_key FROM grants WHERE open AND lapses_at <= now() ORDER BY lapses_at LIMIT $2
+        )
+        SELECT DISTINCT client_key FROM due WHERE client_key = ANY($1::text[])
+        """,
         [key for key, (grants, _) in active.items() if grants],
+        MAX_LAPSED,
     )
     if lapsed:
         for key in (each["client_key"] for each in lapsed):

@@ -14,8 +14,10 @@ CREATE TABLE clients (
     -- Case-folded by the projector: what `lower` does depends on the database's locale. '' where there is no name.
     client_name_folded text NOT NULL,
     redirect_uris text[] NOT NULL,
-    -- The redirects' hosts and all of their parent domains.
-    redirect_domains text[] NOT NULL,
+    -- The same in one text, a line each: parts of them are looked for.
+    redirect_text text NOT NULL,
+    -- What filters find whole: flags; and `host:`, of redirects and their parent domains, `grant:`, `source:`.
+    labels text[] NOT NULL,
     scope text,
     grant_types text[] NOT NULL,
     token_endpoint_auth_method text NOT NULL,
@@ -33,9 +35,16 @@ CREATE TABLE clients (
     -- The gate. A deletion stays for ever; a suspension until the client is resumed.
     suspended_position bigint,
     deleted_position bigint,
-    deleted_at timestamptz
-) WITH (fillfactor = 90);
+    deleted_at timestamptz,
+    traits integer NOT NULL GENERATED ALWAYS AS (:traits) STORED
+    -- What the counting of lists reads is an index alone, where its pages are known to be seen by all.
+) WITH (fillfactor = 90, autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX clients_by_created_at ON clients (created_at, registered_position);
+CREATE INDEX clients_by_traits ON clients (traits);
+CREATE INDEX clients_of_new_hosts ON clients (created_at, registered_position) WHERE new_redirect_host;
+CREATE INDEX clients_of_bursts ON clients (created_at, registered_position) WHERE many_registrations;
+CREATE INDEX clients_to_find ON clients
+    USING gin (labels, client_name_folded gin_trgm_ops, redirect_text gin_trgm_ops);
 CREATE INDEX clients_by_name ON clients (left(client_name_folded, 200), registered_position);
 CREATE INDEX clients_by_family ON clients (family);
 CREATE INDEX clients_by_registered_family ON clients (registered_family, registered_position);
@@ -130,8 +139,11 @@ CREATE TABLE hours (
 CREATE TABLE users (
     user_key text PRIMARY KEY,
     -- The last cut-off: 0 where there was none.
-    cut_off_position bigint NOT NULL DEFAULT 0
+    cut_off_position bigint NOT NULL DEFAULT 0,
+    -- Whether a client was ever let in, and not only cut off.
+    granted boolean NOT NULL
 );
+CREATE INDEX users_who_granted ON users (user_key) WHERE granted;
 
 CREATE TABLE cut_offs (
     user_key text NOT NULL,

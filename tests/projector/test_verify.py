@@ -62,7 +62,7 @@ async def test_verify_finds_every_planted_difference(
         DELETE FROM grants WHERE grant_id = 'g3';
         UPDATE grants SET uses = uses + 1 WHERE grant_id = 'g1';
         UPDATE clients SET deleted_position = NULL WHERE client_id = 'c2';
-        INSERT INTO users (user_key) VALUES ('nobody');
+        INSERT INTO users (user_key, granted) VALUES ('nobody', false);
         UPDATE events SET body = '{}' WHERE position = 5;
         DELETE FROM cut_offs WHERE position = 10;
         UPDATE redirect_hosts SET first_position = 2;

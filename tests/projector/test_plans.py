@@ -1,0 +1,145 @@
+"""How Postgres finds the pages of lists: by an index, whatever is asked for. Plans are looked at, and not times."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import pytest
+
+from projector import queries
+from projector.db import Connection
+from projector.queries import ClientFilter, Paging
+from tests.projector import given
+from tests.projector.test_flags import apply
+
+CLIENTS: Final = 20_000
+RARE: Final = 10
+KEY: Final = b"a key of cursors"
+LARGE: Final = frozenset({"clients", "standings", "grants", "client_users", "events", "client_days", "users"})
+NOW: Final = datetime.now(UTC)
+
+PAGES: Final[dict[str, dict[str, Any]]] = {
+    "all": {},
+    "any": {"status": "any"},
+    "deleted": {"status": "deleted"},
+    "a name": {"name": "rare agent"},
+    "a common name": {"name": "agent"},
+    "no such name": {"name": "nowhere"},
+    "a part of a redirect": {"redirect_uri": "rare.example"},
+    "no such redirect": {"redirect_uri": "nowhere.example"},
+    "a host": {"redirect_host": "rare.example"},
+    "no such host": {"redirect_host": "nowhere.example"},
+    "a grant type": {"grant_types": ["authorization_code"]},
+    "no such grant type": {"grant_types": ["password"]},
+    "a rare source": {"source": "manual"},
+    "a flag": {"flags": ["loopback_only"]},
+    "no such flag": {"flags": ["punycode_host"]},
+    "a burst": {"flags": ["many_registrations"]},
+    "a new host": {"flags": ["new_redirect_host"]},
+    "to review": {"needs_review": True},
+    "a time": {"created_after": NOW - timedelta(hours=1), "created_before": NOW},
+    "a family": {"family": "0" * 32},
+    "a client": {"client_key": "c7"},
+    "with grants": {"has_active_grants": True},
+    "unused for long": {"last_activity_before": NOW - timedelta(days=365)},
+    "lately cut off": {"revoked_after": NOW - timedelta(days=1), "status": "any"},
+}
+COUNTED_BY_INDEX_ALONE: Final = ("all", "any", "deleted", "a grant type", "a rare source", "a flag", "to review")
+
+
+class Explaining:
+    """A connection that has each statement explained instead of answered."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.plans: list[dict[str, Any]] = []
+
+    async def fetch(self, query: str, *values: object) -> Any:
+        await self._explain(query, values)
+        return await self._connection.fetch(query, *values)
+
+    async def fetchrow(self, query: str, *values: object) -> Any:
+        await self._explain(query, values)
+        return await self._connection.fetchrow(query, *values)
+
+    async def fetchval(self, query: str, *values: object) -> Any:
+        await self._explain(query, values)
+        return await self._connection.fetchval(query, *values)
+
+    async def _explain(self, query: str, values: tuple[object, ...]) -> None:
+        said = await self._connection.fetchval(f"EXPLAIN (FORMAT JSON) {query}", *values)
+        self.plans += [each["Plan"] for each in json.loads(said)]
+
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        return [node for plan in self.plans for node in walked(plan)]
+
+    @property
+    def read_whole(self) -> set[str]:
+        """Large tables of which every row is read."""
+        return {node["Relation Name"] for node in self.nodes if "Seq Scan" in node["Node Type"]} & LARGE
+
+
+def walked(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for each in plan.get("Plans", []):
+        yield from walked(each)
+
+
+@pytest.fixture(scope="module")
+def seeded() -> list[Any]:
+    """Events of a register in which what is rare is rare."""
+    events: list[Any] = []
+    for number in range(CLIENTS):
+        rare = number % (CLIENTS // RARE) == 0
+        client = f"c{number}"
+        about = given.metadata(
+            f"Rare agent {number}" if rare else f"Agent {number}",
+            redirect_uris=(f"https://rare.example/{number}",) if rare else (f"https://h{number % 500}.agent.test/cb",),
+        )
+        events.append(given.registered(client, about, source="manual" if rare else "dcr"))
+        if number % 4 == 0:
+            events.append(given.issued(client, "g", f"u{number % 999}"))
+        if number % 50 == 1:
+            events.append(given.deleted(client))
+    return list(enumerate(events))
+
+
+@pytest.fixture
+async def register(database: Connection, seeded: list[Any]) -> Explaining:
+    """The read models of it, with what Postgres knows of them."""
+    await apply(database, seeded, size=5_000)
+    await database.execute("VACUUM ANALYZE")
+    return Explaining(database)
+
+
+async def test_every_list_is_found_by_an_index(register: Explaining, database: Connection) -> None:
+    """Admins of a large register: whichever filter and order they ask for, no page reads every client."""
+    for name, asked in PAGES.items():
+        for sort in queries.CLIENT_SORTS:
+            for direction in ("", "-"):
+                register.plans.clear()
+                paging = Paging(f"{direction}{sort}", 50, None, count=False, key=KEY)
+                await queries.clients(register, ClientFilter(**asked), paging)  # type: ignore[arg-type]
+                assert register.read_whole == set(), (name, direction + sort)
+
+
+async def test_totals_read_a_small_index_and_no_client(register: Explaining) -> None:
+    """The same admins: how many there are is exact, and needs none of them to be looked at."""
+    for name in COUNTED_BY_INDEX_ALONE:
+        register.plans.clear()
+        where = await queries._counted_where(register, ClientFilter(**PAGES[name]))  # type: ignore[arg-type]
+        await queries._count(register, "clients c", where)  # type: ignore[arg-type]
+        kinds = {(node["Node Type"], node.get("Index Name")) for node in register.nodes if "Scan" in node["Node Type"]}
+        assert kinds == {("Index Only Scan", "clients_by_traits")}, (name, kinds)
+
+
+async def test_a_client_and_its_users_are_found_by_an_index(register: Explaining) -> None:
+    """Admins who open a client with a million grants: neither its page nor its numbers read them all."""
+    paging = Paging("-issued_at", 50, None, count=False, key=KEY)
+    await queries.client(register, "c8")  # type: ignore[arg-type]
+    await queries.grants_of_client(register, "c8", "active", None, paging)  # type: ignore[arg-type]
+    await queries.grants_of_user(register, "u8", "any", paging)  # type: ignore[arg-type]
+    await queries.users(register, None, Paging("user_key", 50, None, count=False, key=KEY))  # type: ignore[arg-type]
+    assert register.read_whole == set()
