@@ -27,12 +27,13 @@ MAX_NAME_CHARACTERS: Final = 64
 FORGET_HEADERS: Final = {"KV-Operation": "PURGE", "Nats-Rollup": "sub", "Nats-TTL": "60s"}
 """Of a message that takes a receipt away (ADR-8, ADR-43): the mark that it leaves goes, too, once all have seen it."""
 
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=r"^[A-Za-z0-9._-]+\Z")]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=r"^(?!\.{1,2}\Z)[A-Za-z0-9._-]+\Z")]
+"""In paths `.` and `..` would lead elsewhere."""
 Sequence = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Milliseconds = Annotated[int, Meta(ge=0, le=MAX_AGE_MILLISECONDS)]
 Identity = Annotated[str, Meta(max_length=16)]
 
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_NAME: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}\Z")
 
 
 class Receipt(Struct, frozen=True, omit_defaults=True, kw_only=True):

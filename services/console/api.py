@@ -40,12 +40,16 @@ class Refused(Exception):
 
 
 class Away(Exception):
-    """One of the services cannot be reached, or cannot answer now. `service` says which, in words for a page."""
+    """One of the services cannot be reached, or cannot answer now. `service` says which, in words for a page.
 
-    def __init__(self, service: str, why: str) -> None:
+    `heard`: what was asked may have been heard, and done.
+    """
+
+    def __init__(self, service: str, why: str, *, heard: bool = True) -> None:
         super().__init__(service, why)
         self.service: Final = service
         self.why: Final = why
+        self.heard: Final = heard
 
 
 class _Said(Struct):
@@ -117,7 +121,8 @@ class Api:
                 follow_redirects=False,
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Away(service, type(error).__name__) from error
+            heard = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            raise Away(service, type(error).__name__, heard=heard) from error
         if answer.is_success:
             return answer
         raise _trouble(answer, service)
@@ -149,12 +154,23 @@ class Api:
                 if not answer.is_success:
                     await answer.aread()
                     raise _trouble(answer, "read API")
-                yield answer.aiter_lines()
+                yield _lines(answer.aiter_bytes())
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Away("read API", type(error).__name__) from error
 
     def _headers(self, admin: str) -> dict[str, str]:
         return {"Authorization": self._authorization, ON_BEHALF_OF: admin, "Accept-Encoding": "identity"}
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Lines as JSON Lines has them: text may hold what else counts as the end of a line elsewhere."""
+    rest = b""
+    async for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        for each in whole:
+            yield each.decode()
+    if rest:
+        yield rest.decode()
 
 
 def connections() -> httpx.AsyncClient:

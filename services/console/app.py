@@ -23,7 +23,7 @@ from console.jobs import Jobs
 from console.links import Links
 from console.oidc import Oidc, OidcSettings
 from console.pages import actions, audit, bulk, client, clients, sign_in, stale, static, status, users
-from console.sessions import Sessions
+from console.sessions import Sessions, SigningIn
 from console.settings import Settings
 from console.troubles import Troubles
 from door import front, health, roles
@@ -103,10 +103,11 @@ async def running(settings: Settings, state: State) -> AsyncIterator[None]:
         state.console = Console(
             api=api,
             sessions=sessions,
+            signing_in=SigningIn(random=secrets.token_bytes, clock=time.monotonic),
             troubles=Troubles(api, clock=time.monotonic),
             jobs=jobs,
             origin=origin,
-            links=None if settings.link_key is None else Links(settings.link_key),
+            links=None if settings.link_key is None else Links(settings.link_key, started_at=time.time()),
             oidc=None
             if settings.oidc is None
             else Oidc(settings.oidc, http=None, random=secrets.token_bytes, clock=time.time),

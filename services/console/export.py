@@ -1,6 +1,7 @@
 """Events as CSV (RFC 4180), for people with a spreadsheet, which runs what looks like a formula.
 
-So a cell that a spreadsheet might take for one gets an apostrophe in front: it shows the rest as text.
+So a cell that a spreadsheet might take for one gets an apostrophe in front: it shows the rest as text. And no cell has
+a semicolon: where that is what parts cells, the rest of a cell would be one of its own.
 """
 
 import csv
@@ -24,12 +25,14 @@ COLUMNS: Final = (
     "user_id",
     "data",
 )
+SEMICOLON: Final = "\\u003b"
 _FORMULA: Final = re.compile(r"[\s\ufeff\"']*[=+\-@\uff1d\uff0b\uff0d\uff20|%]|[\t\r\n]")
 """What begins so is a formula in some spreadsheet, also behind blanks or quotes, and in full-width letters."""
 
 
 def safe_cell(text: str) -> str:
-    """The text as a cell that nothing runs."""
+    """The text as a cell that nothing runs. Semicolons, which part cells in half of the world, are as JSON has them."""
+    text = text.replace(";", SEMICOLON)
     return f"'{text}" if _FORMULA.match(text) else text
 
 

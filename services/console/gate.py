@@ -13,6 +13,7 @@ from litestar.datastructures import State
 from litestar.handlers import BaseRouteHandler
 from msgspec import Struct
 
+from console import rendering
 from console.sessions import COOKIE, Session, Sessions
 from door import requests
 from door.problems import Problem
@@ -44,7 +45,9 @@ class Origin(Struct, frozen=True):
             raise ValueError("the console's URL is https, but for one's own machine")
         if parts.path.strip("/") or parts.query or parts.fragment or not parts.hostname or "@" in parts.netloc:
             raise ValueError("the console's URL is a scheme and a host, and a port perhaps; /console follows by itself")
-        return cls(f"{parts.scheme}://{parts.netloc}".lower(), parts.netloc.lower())
+        # As browsers name it: without the port that the scheme has anyway.
+        host = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
+        return cls(f"{parts.scheme}://{host}", host)
 
 
 async def from_here(connection: ASGIConnection[Any, Any, Any, State], _: BaseRouteHandler) -> None:
@@ -70,8 +73,9 @@ async def from_here(connection: ASGIConnection[Any, Any, Any, State], _: BaseRou
 async def signed_in(connection: ASGIConnection[Any, Any, Any, State], _: BaseRouteHandler) -> None:
     """A guard: an admin is signed in. Raises a `Problem` that becomes the way to sign in."""
     sessions: Sessions = connection.app.state.console_sessions
-    session = sessions.find(connection.cookies.get(COOKIE))
-    if session is None or session.admin is None:
+    live = connection.headers.get(rendering.FRAGMENT) == rendering.LIVE
+    session = sessions.find(connection.cookies.get(COOKIE), used=not live)
+    if session is None:
         path = connection.scope["path"]
         query = connection.scope["query_string"].decode("ascii", "replace")
         wanted = f"{path}?{query}" if query else path

@@ -14,7 +14,7 @@ from console.gate import Origin, Visitor
 from console.jobs import Jobs
 from console.links import Links
 from console.oidc import Oidc
-from console.sessions import Sessions
+from console.sessions import Sessions, SigningIn
 from console.troubles import Troubles
 
 
@@ -23,6 +23,7 @@ class Console(Struct, frozen=True, kw_only=True):
 
     api: Api
     sessions: Sessions
+    signing_in: SigningIn
     troubles: Troubles
     jobs: Jobs
     origin: Origin

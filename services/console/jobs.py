@@ -13,6 +13,7 @@ import structlog
 from msgspec import Struct
 
 from console.api import Away, Refused
+from console.sessions import later
 from grantbook.sdk.tasks import end
 
 CONCURRENT_COMMANDS: Final = 16
@@ -21,6 +22,7 @@ MAX_FAILURES_LISTED: Final = 1_000
 MAX_JOBS: Final = 200
 KEPT: Final = timedelta(hours=1)
 TRIES: Final = 3
+PERHAPS: Final = "Perhaps it was done, perhaps not: doing it again is harmless."
 RETRY_SECONDS: Final = 1.0
 """Between tries, while a service is away."""
 
@@ -50,26 +52,50 @@ class Job(Struct, kw_only=True):
     total: int
     done: int = 0
     failed: int = 0
+    unsure: int = 0
+    """Of which nobody knows whether it was done: the register may have heard, and did not say."""
     failures: list[Failure] = []
+    """The failed, and the unsure."""
     state: State = "running"
+    stopping: bool = False
+    """Told to stop: nothing new is begun, and what is under way comes to its end."""
+    stopped_by: str | None = None
     ended_at: datetime | None = None
     position: str | None = None
-    """Of the last thing done: what token services must have for all of it to have arrived."""
+    """The latest of what was done: what token services must have for all of it to have arrived."""
+
+    def reached(self, position: str | None) -> None:
+        """Something was done there. Answers may come in another order than what they are about."""
+        self.position = later(self.position, position)
+
+    def note(self, client: str, error: Refused | Away) -> None:
+        """Count a client that was not dealt with, for all that is known."""
+        if isinstance(error, Refused) and error.status < 500:
+            self.fail(client, error.code, error.detail)
+        elif isinstance(error, Away) and not error.heard:
+            self.fail(client, "unavailable", f"The {error.service} could not be asked.")
+        else:
+            said = error.detail if isinstance(error, Refused) else f"The {error.service} did not say."
+            self.unsure += 1
+            self._list(client, "unknown", f"{said} {PERHAPS}")
 
     def fail(self, client: str, code: str, detail: str) -> None:
         """Count a client that could not be dealt with; beyond a thousand they are counted alone."""
         self.failed += 1
+        self._list(client, code, detail)
+
+    def _list(self, client: str, code: str, detail: str) -> None:
         if len(self.failures) < MAX_FAILURES_LISTED:
             self.failures.append(Failure(client, code, detail))
 
     @property
     def left(self) -> int:
         """Clients that nothing was tried with yet."""
-        return max(0, self.total - self.done - self.failed)
+        return max(0, self.total - self.done - self.failed - self.unsure)
 
     def seconds_left(self, now: datetime) -> float | None:
         """How long it will take at the pace so far. None while that cannot be said."""
-        tried = self.done + self.failed
+        tried = self.done + self.failed + self.unsure
         if self.state != "running" or tried == 0:
             return None
         return (now - self.begun_at).total_seconds() / tried * self.left
@@ -111,15 +137,17 @@ class Jobs:
         """All that are kept, the newest first."""
         return sorted(self._jobs.values(), key=lambda each: each.begun_at, reverse=True)
 
-    def stop(self, job_id: str) -> None:
-        """Stop a job after the commands that are under way."""
-        if task := self._tasks.get(job_id):
-            task.cancel()
+    def stop(self, job_id: str, admin: str) -> None:
+        """Stop a job after the commands that are under way. Any admin may."""
+        job = self._jobs.get(job_id)
+        if job is not None and job.state == "running" and not job.stopping:
+            job.stopping, job.stopped_by = True, admin
+            _log.info("a job is stopped", job=job_id, begun_by=job.admin, stopped_by=admin)
 
     async def _run(self, job: Job, work: Work) -> None:
         try:
             await work(job)
-            job.state = "finished"
+            job.state = "stopped" if job.stopping and job.left else "finished"
         except asyncio.CancelledError:
             job.state = "stopped"
         except Exception as error:  # noqa: BLE001  whatever it is: the page says that it did not come to its end
@@ -142,13 +170,16 @@ async def for_each(job: Job, clients: Sequence[str], command: Callable[[str], Aw
 
     async def worker() -> None:
         for each in waiting:
+            if job.stopping:
+                return
             try:
-                job.position = await patiently(lambda each=each: command(each)) or job.position  # type: ignore[misc]
+                job.reached(await patiently(lambda each=each: command(each)))  # type: ignore[misc]
                 job.done += 1
-            except Refused as refused:
-                job.fail(each, refused.code, refused.detail)
-            except Away as away:
-                job.fail(each, "unavailable", f"The {away.service} could not be asked.")
+            except asyncio.CancelledError:
+                job.unsure += 1
+                raise
+            except (Refused, Away) as error:
+                job.note(each, error)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(CONCURRENT_COMMANDS, len(clients))):
@@ -156,13 +187,17 @@ async def for_each(job: Job, clients: Sequence[str], command: Callable[[str], Aw
 
 
 async def patiently(ask: Callable[[], Awaitable[str]]) -> str:
-    """Ask again while the service is away, a few times. Raises `Away` and `Refused`."""
-    for _ in range(TRIES - 1):
+    """Ask again while the service is away, a few times. Raises `Away`, heard if any try was, and `Refused`."""
+    heard = False
+    for tried in range(1, TRIES + 1):
         try:
             return await ask()
-        except Away:
+        except Away as away:
+            heard = heard or away.heard
+            if tried == TRIES:
+                raise Away(away.service, away.why, heard=heard) from away
             await asyncio.sleep(RETRY_SECONDS)
-    return await ask()
+    raise AssertionError("the last try returns or raises")
 
 
 async def gathered(pages: AsyncIterator[list[str]], most: int) -> list[str]:

@@ -28,10 +28,12 @@ def new_link(key: bytes, random: bytes, now: float) -> str:
 class Links:
     """Links that may still be used."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, *, started_at: float) -> None:
         if len(key) < KEY_BYTES:
             raise ValueError(f"a key of links has {KEY_BYTES} bytes")
         self._key = key
+        self._started_at = int(started_at)
+        """Links from before may have been used: nobody remembers. POSIX seconds."""
         self._used: dict[str, int] = {}
 
     def use(self, link: str, now: float) -> bool:
@@ -41,7 +43,7 @@ class Links:
             return False
         until, nonce = int(found[1]), found[2]
         genuine = hmac.compare_digest(_text(_signature(self._key, f"{found[1]}.{nonce}")), found[3])
-        if not genuine or not now < until <= now + LINK_SECONDS + 1:
+        if not genuine or not now < until <= now + LINK_SECONDS + 1 or until - LINK_SECONDS < self._started_at:
             return False
         self._used = {each: ends for each, ends in self._used.items() if ends > now}
         if nonce in self._used or len(self._used) >= MAX_USED:

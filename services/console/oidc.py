@@ -133,7 +133,7 @@ class Admin(Struct, frozen=True):
 
 
 class Pending(Struct):
-    """A sign-in that was begun. Kept in the session of the browser that began it, on our side, and never in a URL."""
+    """A sign-in that was begun. Kept by the browser that began it, sealed, and never in a URL."""
 
     state: str
     nonce: str
@@ -367,15 +367,15 @@ def safe_return_to(value: str | None) -> str:
 def name_of(said: Mapping[str, Any], *, issuer: str, subject: str) -> str:
     """The name under which the log has what somebody does: at most 64 of `A-Z a-z 0-9 . _ @ + -`.
 
-    Where that takes a change, a hash of issuer and subject is put behind it, so two people never become one; a name
-    that looks like one of those gets its own.
+    It is the `preferred_username`, which the provider has to keep unique. Where that takes a change, or there is none
+    and a verified address or the subject stands in, which may be another's user name, a hash of issuer and subject is
+    put behind it, so two people never become one; a name that looks like one of those gets its own.
     """
     verified = said.get("email") if said.get("email_verified") is True else None
-    name = next(
-        (each for each in (said.get("preferred_username"), verified) if isinstance(each, str) and each), subject
-    )
+    preferred = said.get("preferred_username")
+    name = next((each for each in (preferred, verified) if isinstance(each, str) and each), subject)
     clean = _NOT_IN_NAMES.sub("_", name[:MAX_NAME_CHARACTERS])
-    if clean == name and name[0].isalnum() and _MARKED.search(name) is None and name not in _OURS:
+    if name == preferred and clean == name and name[0].isalnum() and _MARKED.search(name) is None and name not in _OURS:
         return name
     mark = hashlib.sha256(f"{issuer}\n{subject}".encode("utf-8", "surrogatepass")).hexdigest()[:MARK_CHARACTERS]
     stem = clean.lstrip("._@+-")[: MAX_NAME_CHARACTERS - MARK_CHARACTERS - 1] or "admin"

@@ -25,6 +25,8 @@ HERE: Final = Path(__file__).parent
 STATIC: Final = HERE / "static"
 FRAGMENT: Final = "Grantbook-Fragment"
 """Header of our own script's requests: the page's content is wanted without what is around it."""
+LIVE: Final = "live"
+"""Its value where a page looks again by itself, and nobody is known to look."""
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"

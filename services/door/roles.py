@@ -229,6 +229,7 @@ def requires(*roles: Role) -> Guard:
         requests.note_caller(caller.name)
         if caller.role == "console" and caller.role not in roles:
             caller = _person_at_console(connection, roles)
+            requests.note_caller(caller.name)
         if caller.role not in roles:
             raise Problem(403, "not_permitted", f"this needs a token of role {' or '.join(roles)}")
         connection.scope["user"] = caller

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from typing import Any
 
 import httpx
 import pytest
@@ -28,7 +29,7 @@ async def test_one_that_is_refused_stops_no_other() -> None:
     async def command(client: str) -> str:
         if client == "b":
             raise Refused(404, "client_not_found", "There is none.")
-        return f"at {client}"
+        return "log-aaaaaaaa-1"
 
     await jobs.for_each(job, ["a", "b", "c"], command)
     assert (job.done, job.failed, job.left) == (2, 1, 0)
@@ -52,20 +53,95 @@ async def test_what_is_away_for_a_moment_is_asked_again(monkeypatch: pytest.Monk
     assert (job.done, job.failed, job.position) == (1, 0, "there")
 
 
-async def test_an_admin_has_one_job_at_a_time_and_can_stop_it() -> None:
-    """An admin who clicked twice."""
+async def test_an_admin_has_one_job_at_a_time_and_another_can_stop_it() -> None:
+    """An admin who clicked twice; and the colleague who sees what goes wrong: what is under way is not denied."""
     ids = iter("ab")
+    asked: list[str] = []
+    answer = asyncio.Event()
+
+    async def command(client: str) -> str:
+        asked.append(client)
+        await answer.wait()
+        return f"log-aaaaaaaa-{client}"
+
+    clients = [str(number) for number in range(100)]
     async with Jobs(new_id=lambda: next(ids), now=lambda: NOW) as kept:
-        job = kept.begin("kim", "Delete", 1, lambda _: asyncio.Event().wait())  # type: ignore[arg-type,return-value]
+        job = kept.begin("kim", "Delete", 100, lambda job: jobs.for_each(job, clients, command))
         with pytest.raises(Busy):
             kept.begin("kim", "Delete", 1, lambda _: asyncio.sleep(0))
         kept.begin("lee", "Delete", 1, lambda _: asyncio.sleep(0))
-        await asyncio.sleep(0)
-        kept.stop(job.id)
         async with asyncio.timeout(5):
+            while len(asked) < jobs.CONCURRENT_COMMANDS:
+                await asyncio.sleep(0)
+            kept.stop(job.id, "lee")
+            answer.set()
             while job.state == "running":
                 await asyncio.sleep(0)
-        assert job.state == "stopped"
+    assert (job.state, job.stopped_by) == ("stopped", "lee")
+    assert (job.done, job.left, job.unsure) == (len(asked), 100 - len(asked), 0)
+    assert len(asked) == jobs.CONCURRENT_COMMANDS
+    assert job.position == f"log-aaaaaaaa-{max(map(int, asked))}"
+
+
+async def test_what_was_under_way_when_the_console_ended_is_not_said_to_be_undone() -> None:
+    """An admin whose console was restarted in the middle: what was sent may have been done."""
+    begun = asyncio.Event()
+
+    async def command(_: str) -> str:
+        begun.set()
+        await asyncio.Event().wait()
+        return ""
+
+    async with Jobs(new_id=lambda: "a", now=lambda: NOW) as kept:
+        job = kept.begin("kim", "Delete", 3, lambda job: jobs.for_each(job, ["a", "b", "c"], command))
+        await begun.wait()
+        await asyncio.sleep(0)
+    assert (job.state, job.done, job.unsure, job.left) == ("stopped", 0, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "failed", "unsure"),
+    [
+        (Refused(404, "client_not_found", "There is none."), 1, 0),
+        (Refused(500, "internal_error", "It broke."), 0, 1),
+        (Away("register", "ConnectError", heard=False), 1, 0),
+        (Away("register", "ReadTimeout"), 0, 1),
+    ],
+)
+async def test_what_may_have_been_done_is_not_counted_as_failed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, failed: int, unsure: int
+) -> None:
+    """An admin who reads the result: "not done" is said of what was not done alone."""
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.0)
+
+    async def command(_: str) -> str:
+        raise error
+
+    job = a_job(1)
+    await jobs.for_each(job, ["a"], command)
+    assert (job.done, job.failed, job.unsure, job.left) == (0, failed, unsure, 0)
+    assert ("Perhaps" in job.failures[0].detail) is bool(unsure)
+
+
+async def test_no_more_are_taken_than_were_typed(
+    console: Console, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An admin who acts on all that match, while an attacker registers more that do."""
+    meant = [await house.register(f"Meant {number}") for number in range(2)]
+    await house.settled()
+    gathered = jobs.gathered
+    late: list[str] = []
+
+    async def meanwhile(pages: Any, most: int) -> list[str]:
+        late.append(await house.register("Meant too"))
+        await house.settled()
+        return await gathered(pages, most)
+
+    monkeypatch.setattr(jobs, "gathered", meanwhile)
+    form = {"all": "delete", "name": "meant", "typed": "delete 2"}
+    assert "Finished: 2 done, 0 failed." in await finished(console, await console.post("/console/bulk", form))
+    for client, status in ((meant[0], 410), (meant[1], 410), (late[0], 200)):
+        assert (await house.ask("GET", f"/idp/v1/clients/{client}", role="idp")).status_code == status
 
 
 def test_jobs_are_forgotten_after_an_hour() -> None:

@@ -8,7 +8,8 @@ import pytest
 from console import links
 from console.gate import Origin
 from console.links import LINK_SECONDS, Links, new_link
-from console.sessions import COOKIE, IDLE_SECONDS, LONGEST_SECONDS, MAX_SIGNING_IN, Sessions
+from console.oidc import Pending
+from console.sessions import COOKIE, IDLE_SECONDS, LONGEST_SECONDS, SIGNING_IN_SECONDS, Sessions, SigningIn, later
 from tests.console.conftest import Console, House, signed_in
 
 KEY = b"k" * links.KEY_BYTES
@@ -22,7 +23,7 @@ def random(count: int) -> bytes:
 
 def test_a_link_is_good_once() -> None:
     """Whoever finds it in a terminal's history."""
-    opened = Links(KEY)
+    opened = Links(KEY, started_at=0.0)
     link = new_link(KEY, b"n" * 16, NOW)
     assert opened.use(link, NOW + 1)
     assert not opened.use(link, NOW + 2)
@@ -42,7 +43,7 @@ def test_a_link_is_good_once() -> None:
 )
 def test_no_other_link_is_good(link: str) -> None:
     """The admin, whose machine has other users."""
-    assert not Links(KEY).use(link, NOW)
+    assert not Links(KEY, started_at=0.0).use(link, NOW)
 
 
 def test_a_session_ends_by_idleness_and_in_any_case() -> None:
@@ -60,14 +61,75 @@ def test_a_session_ends_by_idleness_and_in_any_case() -> None:
     assert sessions.find(idle) is None
 
 
+def a_sign_in(state: str, begun_at: float = 0.0) -> Pending:
+    return Pending(state=state, nonce="n", code_verifier="v", return_to="/console", begun_at=begun_at)
+
+
 def test_those_who_only_begin_to_sign_in_push_nobody_out() -> None:
-    """Admins at work, while somebody opens the sign-in page a million times."""
+    """Admins at work, and on their way in, while somebody opens the sign-in page a million times."""
     sessions = Sessions(random=random, clock=lambda: 0.0)
+    signing_in = SigningIn(random=random, clock=lambda: 0.0)
     admin, _ = sessions.begin(admin="kim")
-    for _ in range(MAX_SIGNING_IN + 10):
-        sessions.begin(admin=None)
+    mine = signing_in.seal(a_sign_in("mine"))
+    for number in range(10_000):
+        signing_in.seal(a_sign_in(f"state {number}"))
     assert sessions.find(admin) is not None
-    assert len(sessions._signing_in) == MAX_SIGNING_IN
+    assert signing_in._spent == {}
+    taken = signing_in.take(mine)
+    assert taken is not None
+    assert taken.state == "mine"
+
+
+def test_a_sign_in_that_was_begun_counts_once_and_in_time() -> None:
+    """Admins: what a browser kept is worth nothing to whoever finds it later, or changes it."""
+    clock = [0.0]
+    signing_in = SigningIn(random=random, clock=lambda: clock[0])
+    first, second = signing_in.seal(a_sign_in("one")), signing_in.seal(a_sign_in("two"))
+    assert signing_in.take(first) is not None
+    assert signing_in.take(first) is None
+    for wrong in (None, "", "x", "ä", second[:-2] + "AA", second[2:], "A" * 5_000):
+        assert signing_in.take(wrong) is None
+    assert SigningIn(random=random, clock=lambda: 0.0).take(second) is None, "of another process"
+    clock[0] = SIGNING_IN_SECONDS + 1.0
+    assert signing_in.take(second) is None
+    assert signing_in.take(signing_in.seal(a_sign_in("three", clock[0]))) is not None
+    assert list(signing_in._spent) == ["three"], "what has ended is forgotten"
+
+
+def test_a_page_that_looks_again_by_itself_keeps_nobody_signed_in() -> None:
+    """An admin who went home with the status on the screen."""
+    clock = [0.0]
+    sessions = Sessions(random=random, clock=lambda: clock[0])
+    name, _ = sessions.begin(admin="kim")
+    for _ in range(int(IDLE_SECONDS)):
+        clock[0] += 1.0
+        sessions.find(name, used=False)
+    assert sessions.find(name, used=False) is not None
+    clock[0] += 1.0
+    assert sessions.find(name) is None
+
+
+def test_a_link_of_before_the_start_is_not_good() -> None:
+    """The admin: which links were used before, nobody remembers."""
+    link = new_link(KEY, b"n" * 16, NOW)
+    assert not Links(KEY, started_at=NOW + 1).use(link, NOW + 2)
+    assert Links(KEY, started_at=NOW + 0.9).use(link, NOW + 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (None, "log-aaaaaaaa-5", "log-aaaaaaaa-5"),
+        ("log-aaaaaaaa-5", None, "log-aaaaaaaa-5"),
+        ("log-aaaaaaaa-5", "log-aaaaaaaa-4", "log-aaaaaaaa-5"),
+        ("log-aaaaaaaa-9", "log-aaaaaaaa-10", "log-aaaaaaaa-10"),
+        ("log-aaaaaaaa-9", "log-bbbbbbbb-1", "log-bbbbbbbb-1"),
+        ("odd", "log-bbbbbbbb-1", "log-bbbbbbbb-1"),
+    ],
+)
+def test_the_later_position_counts(one: str | None, other: str | None, expected: str) -> None:
+    """An admin who did several things at once: what is read next has all of them."""
+    assert later(one, other) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,6 +255,18 @@ async def test_our_own_files_are_kept_and_change_their_address(house: House) -> 
     assert (await house.http.get(path.replace("console.css", "../x.css"))).status_code == 404
 
 
+async def test_a_form_of_another_kind_is_refused_and_breaks_nothing(house: House) -> None:
+    """Operators: whoever sends what no page of ours sends gets a refusal, and fills no log with traces."""
+    boundary = (
+        "--b\r\nContent-Disposition: form-data; name=link\r\nContent-Type: text/plain; charset=nope\r\n\r\nx\r\n--b--"
+    )
+    headers = {"Origin": house.url, "Content-Type": "multipart/form-data; boundary=b"}
+    answer = await house.http.post("/console/sign-in", content=boundary, headers=headers)
+    assert answer.status_code == 415
+
+
 async def test_links_of_the_command_line_are_those_that_the_console_takes(house: House) -> None:
     """Developers: `make console` on the same folder."""
-    assert Links(bytes.fromhex(house.kept.link_key)).use(house.link().partition("link=")[2], time.time())
+    assert Links(bytes.fromhex(house.kept.link_key), started_at=0.0).use(
+        house.link().partition("link=")[2], time.time()
+    )

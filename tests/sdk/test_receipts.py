@@ -237,7 +237,7 @@ async def test_subscribers_that_report_while_they_are_read_are_on_the_list_once(
     assert not read.truncated
 
 
-@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "a/b", "a\n", "é"])
+@pytest.mark.parametrize("name", [".", "..", "", "a b", "x" * 65, "a/b", "a\n", "é"])
 def test_a_name_that_is_no_name_is_refused(name: str) -> None:
     """Protects keys, paths and pages from names that mean something else there."""
     with pytest.raises(ValueError, match="no name"):

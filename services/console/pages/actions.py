@@ -15,8 +15,10 @@ from msgspec import UNSET, Struct
 
 from console import rendering
 from console.api import Away, Query, Refused
+from console.forms import form_of
 from console.gate import Visitor
 from console.house import Console
+from console.jobs import PERHAPS
 from console.pages.bulk import why_of, word
 from console.pages.client import read_client
 from door.problems import Problem
@@ -62,7 +64,11 @@ UNLISTED: Final = (
     "The lists do not have this client, so what it would end cannot be counted. Where they are just behind, it works "
     "all the same; where the id is wrong, nothing happens."
 )
-PERHAPS: Final = "Perhaps it was done, perhaps not: doing it again is harmless."
+ENDS_ONE: Final = "This ends 1 grant of 1 user. Other users of the client notice nothing."
+UNKNOWN_GRANT: Final = (
+    "Nobody knows right now whose grant this is, or the client has none of this id. Where there is one, it ends; where "
+    "there is none, nothing happens."
+)
 
 
 def ends(active: int, users: int | None = None, *, suspended: int = 0) -> str:
@@ -168,6 +174,8 @@ async def _of_grant(console: Console, visitor: Visitor, client: str, grant: str,
     key, grant_key = rendering.in_path(client), rendering.in_path(grant)
     here = f"/console/clients/{key}"
     found = await _found(console, visitor, client, unlisted=unlisted)
+    client_id = found.subject.client_id if isinstance(found.subject, ClientItem) else client
+    holder = await _holder(console, visitor, client_id, grant)
     return Act(
         title="Revoke this grant",
         verb="Revoke",
@@ -176,15 +184,15 @@ async def _of_grant(console: Console, visitor: Visitor, client: str, grant: str,
         path=f"/admin/v1/clients/{key}/grants/{grant_key}/revoke",
         here=f"{here}/grants/{grant_key}/revoke",
         back=f"{here}/users",
-        sentences=["This ends 1 grant of 1 user. Other users of the client notice nothing.", KNOWN_SOON],
+        sentences=[ENDS_ONE if holder else UNKNOWN_GRANT, KNOWN_SOON],
         subject=found.subject,
-        user_id=await _holder(console, visitor, grant),
+        user_id=holder,
     )
 
 
-async def _holder(console: Console, visitor: Visitor, grant: str) -> str | None:
+async def _holder(console: Console, visitor: Visitor, client: str, grant: str) -> str | None:
     """The id of the user who let it in, as the log has it. None where that is not known."""
-    query: Query = {"grant_id": grant, "type": "grant.issued", "limit": 1}
+    query: Query = {"client_id": client, "grant_id": grant, "type": "grant.issued", "limit": 1}
     try:
         answer = await console.api.read(visitor.name, "/audit/v1/events", AuditPage, query)
     except (Away, Refused):
@@ -274,7 +282,7 @@ async def _confirm(
 
 
 async def _do(request: Request[Any, Any, State], console: Console, visitor: Visitor, act: Act) -> Response[bytes]:
-    form = await request.form()
+    form = await form_of(request)
     if not is_typed(str(form.get("typed", "")), act):
         return await _confirm(request, console, visitor, act, 400, form=form)
     try:
@@ -291,7 +299,7 @@ async def _do(request: Request[Any, Any, State], console: Console, visitor: Visi
         return await _confirm(request, console, visitor, act, 503, form=form, trouble=trouble)
     if not position:
         return rendering.see_other(act.back)
-    visitor.session.position = position
+    visitor.session.reached(position)
     return rendering.see_other(rendering.address(f"/console/deliveries/{position}", back=act.back))
 
 

@@ -33,7 +33,7 @@ TYPES: Final[Mapping[str, str]] = {
 EVENTS_A_PAGE: Final = 25
 """Each comes with its data: a page stays below 60 KB."""
 FILTERS: Final = ("client_id", "user_id", "grant_id", "from", "to", "after")
-MEDIA_TYPES: Final = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8; header=present"}
+MEDIA_TYPES: Final = {"jsonl": "application/x-ndjson", "csv": "text/csv; header=present"}
 
 
 def asked(said: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from litestar.params import FromPath
 from msgspec import UNSET, Struct
 
 from console import jobs, rendering
-from console.api import Refused
+from console.api import Away, Refused
+from console.forms import form_of
 from console.gate import Visitor
 from console.house import Console
 from console.jobs import Job
@@ -68,7 +69,7 @@ async def begin_bulk(
     request: Request[Any, Any, State], console: NamedDependency[Console], visitor: NamedDependency[Visitor]
 ) -> Response[bytes]:
     """Do it, as a job, once the word was typed for as many clients as there are now."""
-    form = await request.form()
+    form = await form_of(request)
     wanted = asked(form)
     count = await _count(console, visitor, wanted)
     typed = " ".join(str(form.get("typed", "")).lower().split())
@@ -77,7 +78,7 @@ async def begin_bulk(
     why = why_of(form)
     try:
         job = console.jobs.begin(
-            visitor.name, ACTS[wanted.act], count, lambda job: _work(console, visitor, wanted, why, job)
+            visitor.name, ACTS[wanted.act], count, lambda job: _work(console, visitor, wanted, why, count, job)
         )
     except jobs.Busy:
         return await _confirmation(request, console, visitor, wanted, form=form, busy=True)
@@ -155,8 +156,8 @@ async def _previews(console: Console, visitor: Visitor, wanted: Asked) -> list[P
             path = f"/admin/v1/clients/{rendering.in_path(key)}/preview"
             try:
                 found.append((await console.api.read(visitor.name, path, Preview)).content)
-            except Refused:
-                continue
+            except (Away, Refused):
+                continue  # what is known of the others is told
 
     async with asyncio.TaskGroup() as group:
         for _ in range(jobs.CONCURRENT_COMMANDS):
@@ -188,11 +189,12 @@ async def _matching(console: Console, visitor: Visitor, wanted: Asked) -> AsyncI
         cursor = page.next_cursor
 
 
-async def _work(console: Console, visitor: Visitor, wanted: Asked, why: dict[str, str], job: Job) -> None:
+async def _work(console: Console, visitor: Visitor, wanted: Asked, why: dict[str, str], most: int, job: Job) -> None:
     keys = wanted.selected
     if wanted.all:
-        # All of them first: what is acted on leaves the list, and would take the place in it along.
-        keys = await jobs.gathered(_matching(console, visitor, wanted), MAX_BULK)
+        # All of them first: what is acted on leaves the list, and would take the place in it along. The oldest, and no
+        # more than was typed: whoever registers meanwhile is not meant.
+        keys = await jobs.gathered(_matching(console, visitor, wanted), most)
         job.total = len(keys)
 
     async def command(key: str) -> str:
@@ -202,7 +204,7 @@ async def _work(console: Console, visitor: Visitor, wanted: Asked, why: dict[str
         return await console.api.act(visitor.name, "POST", f"{path}/{wanted.act}", why)
 
     await jobs.for_each(job, keys, command)
-    visitor.session.position = job.position or visitor.session.position
+    visitor.session.reached(job.position)
 
 
 @get("/jobs/{job_id:str}", include_in_schema=False)
@@ -221,9 +223,11 @@ async def show_job(
 
 
 @post("/jobs/{job_id:str}/stop", include_in_schema=False)
-async def stop_job(job_id: FromPath[str], console: NamedDependency[Console]) -> Response[bytes]:
-    """Stop it. What was done stays done."""
-    console.jobs.stop(job_id)
+async def stop_job(
+    job_id: FromPath[str], console: NamedDependency[Console], visitor: NamedDependency[Visitor]
+) -> Response[bytes]:
+    """Stop it, whoever began it. What was done stays done."""
+    console.jobs.stop(job_id, visitor.name)
     return rendering.see_other(f"/console/jobs/{rendering.in_path(job_id)}")
 
 

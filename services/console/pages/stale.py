@@ -1,5 +1,6 @@
 """Cleaning up: clients that nobody used for long. First a list that changes nothing, then just these are deleted."""
 
+import asyncio
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +12,7 @@ from msgspec import UNSET, Struct
 
 from console import jobs, rendering
 from console.api import Away, Query, Refused
+from console.forms import form_of
 from console.gate import Visitor
 from console.house import Console
 from console.jobs import Job
@@ -96,7 +98,7 @@ async def delete_stale(
     request: Request[Any, Any, State], console: NamedDependency[Console], visitor: NamedDependency[Visitor]
 ) -> Response[bytes]:
     """Delete all of the list, as it was shown, but for those that came into use since."""
-    form = await request.form()
+    form = await form_of(request)
     unused_for = str(form.get("unused_for", ""))
     counted = str(form.get("count", ""))
     count = int(counted) if counted.isascii() and counted.isdecimal() and len(counted) < 8 else 0
@@ -129,26 +131,27 @@ async def _work(console: Console, visitor: Visitor, unused_for: str, why: dict[s
     ids = ids[:most]
     job.total = len(ids)
     for start in range(0, len(ids), DELETED_AT_ONCE):
+        if job.stopping:
+            break
         assert first is not None
         piece = ids[start : start + DELETED_AT_ONCE]
         # Spared is what came into use since the first page was made: the later ones are no older.
         body = {"client_ids": piece, "as_of": first.as_of, "activity_as_of": first.activity_as_of, **why}
         try:
             answer = await console.api.command(visitor.name, "POST", "/admin/v1/stale-clients/delete", body)
-        except Refused as refused:
+        except asyncio.CancelledError:
+            job.unsure += len(piece)
+            raise
+        except (Refused, Away) as error:
             for each in piece:
-                job.fail(each, refused.code, refused.detail)
-            continue
-        except Away as away:
-            for each in piece:
-                job.fail(each, "unavailable", f"The {away.service} could not be asked.")
+                job.note(each, error)
             continue
         told = msgspec.json.decode(answer.content, type=Deleted)
         job.done += told.deleted
         for left in told.left:
             job.fail(left.client_id, left.code, REASONS_LEFT.get(left.code, ""))
-        job.position = answer.headers.get("Grantbook-Position") or job.position
-    visitor.session.position = job.position or visitor.session.position
+        job.reached(answer.headers.get("Grantbook-Position"))
+    visitor.session.reached(job.position)
 
 
 ROUTES: Final = [list_stale, delete_stale]

@@ -11,8 +11,8 @@ const MAX_LIVE_FAILURES = 5;
 const say = (text) => { if (said) said.textContent = text; };
 
 // A part of a page, as nodes. Parsed as a document of its own: nothing in it runs, and our policy holds for it.
-async function part(address) {
-  const answer = await fetch(address, { headers: { "Grantbook-Fragment": "1" }, credentials: "same-origin" });
+async function part(address, why = "1") {
+  const answer = await fetch(address, { headers: { "Grantbook-Fragment": why }, credentials: "same-origin" });
   if (answer.redirected && new URL(answer.url).pathname === "/console/sign-in") { location.assign(address); return null; }
   const parsed = new DOMParser().parseFromString(await answer.text(), "text/html");
   const content = parsed.querySelector("main") ?? parsed.body;
@@ -88,7 +88,7 @@ function keep(element, failures) {
   setTimeout(async () => {
     if (!element.isConnected) return;
     try {
-      const found = await part(element.dataset.live);
+      const found = await part(element.dataset.live, "live");
       if (!found) return;
       const fresh = found.nodes.find((each) => each.id === element.id || each.querySelector?.(`#${CSS.escape(element.id)}`));
       const next = fresh?.id === element.id ? fresh : fresh?.querySelector(`#${CSS.escape(element.id)}`);
