@@ -261,6 +261,17 @@ async def test_revoking_one_grant_says_whose_it_is(console: Console, house: Hous
     assert "u-2" not in page
 
 
+async def test_nothing_is_promised_of_a_grant_that_the_client_does_not_have(console: Console, house: House) -> None:
+    """An admin with an address from elsewhere: neither a made-up grant nor another client's is said to end."""
+    mine, other = await house.register("Mine"), await house.register("Other")
+    grant = await house.grant(other, "somebody-else")
+    for each in ("nonesuch", grant):
+        page = unescape((await console.get(f"/console/clients/{mine}/grants/{each}/revoke")).text)
+        assert "This ends 1 grant" not in page
+        assert "Nobody knows right now whose grant this is" in page
+        assert "somebody-else" not in page
+
+
 async def test_grants_of_a_suspended_client_count_among_what_ends(console: Console, house: House) -> None:
     """An admin who reads that nobody loses anything, while somebody would."""
     client = await house.register()

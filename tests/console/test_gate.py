@@ -109,6 +109,21 @@ def test_a_page_that_looks_again_by_itself_keeps_nobody_signed_in() -> None:
     assert sessions.find(name) is None
 
 
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://admin.example:443", "https://admin.example"),
+        ("https://admin.example:8443", "https://admin.example:8443"),
+        ("http://127.0.0.1:80", "http://127.0.0.1"),
+        ("https://Admin.Example", "https://admin.example"),
+    ],
+)
+def test_the_origin_is_as_browsers_name_it(url: str, origin: str) -> None:
+    """Operators who write down the port that https has anyway: their browsers get in."""
+    ours = Origin.of(url)
+    assert (ours.origin, ours.host) == (origin, origin.partition("://")[2])
+
+
 def test_a_link_of_before_the_start_is_not_good() -> None:
     """The admin: which links were used before, nobody remembers."""
     link = new_link(KEY, b"n" * 16, NOW)
