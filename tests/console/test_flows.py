@@ -209,3 +209,36 @@ async def test_two_admins_see_what_the_other_did(console: Console, house: House,
             await page.get_by_role("button", name="Delete", exact=True).click()
         assert (await answered.value).status == 410
         await expect(page.get_by_text("This client is deleted already")).to_be_visible()
+
+
+@SCRIPT
+async def test_pages_lead_on_and_back_at_every_size(house: House, browser: Browser, *, script: bool) -> None:
+    """Admins of a new register, and of one that has just outgrown its first page."""
+    async with visiting(browser, house, java_script_enabled=script) as page:
+        here = f"{house.url}/console/clients?limit=25"
+        sizes = {0: None, 1: "1 to 1 of 1", 25: "1 to 25 of 25", 26: "1 to 25 of 26"}
+        registered = 0
+        for size, said in sizes.items():
+            for number in range(registered, size):
+                await house.register(f"Agent {number}")
+            registered = size
+            await house.settled()
+            await page.goto(here)
+            if said is None:
+                await expect(page.get_by_role("heading", name="No client has registered yet")).to_be_visible()
+                continue
+            await expect(page.get_by_text(said, exact=True)).to_be_visible()
+            await expect(page.locator("tbody tr")).to_have_count(min(size, 25))
+            await expect(page.get_by_role("link", name="Next")).to_have_count(1 if size > 25 else 0)
+        if script:
+            await page.keyboard.press("n")
+        else:
+            await page.get_by_role("link", name="Next").click()
+        await expect(page.get_by_text("26 to 26 of 26", exact=True)).to_be_visible()
+        await expect(page.get_by_role("link", name="Next")).to_have_count(0)
+        if script:
+            await page.keyboard.press("p")
+        else:
+            await page.get_by_role("link", name="Previous").click()
+        await expect(page.get_by_text("1 to 25 of 26", exact=True)).to_be_visible()
+        await expect(page.get_by_role("link", name="Previous")).to_have_count(0)
