@@ -9,6 +9,26 @@ from deploy.dev import demo as all_three
 from deploy.dev import up as all_in_one
 from deploy.dev.servers import ServerFailed
 
+# The same for all that start it, or look for it.
+_host = click.option(
+    "--host", default="127.0.0.1", show_default=True, envvar="GRANTBOOK_HOST", help="Address that Grantbook listens on."
+)
+_port = click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    default=8080,
+    show_default=True,
+    envvar="GRANTBOOK_PORT",
+    help="Port that Grantbook listens on.",
+)
+_data = click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".grantbook"),
+    show_default=True,
+    help="Where everything is kept between runs.",
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
@@ -16,22 +36,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, envvar="GRANTBOOK_HOST", help="Address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65_535),
-    default=8080,
-    show_default=True,
-    envvar="GRANTBOOK_PORT",
-    help="Port to listen on.",
-)
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".grantbook"),
-    show_default=True,
-    help="Where everything is kept between runs.",
-)
+@_host
+@_port
+@_data
 @click.option("--quiet", is_flag=True, help="Do not print what to try next.")
 def up(host: str, port: int, data: Path, quiet: bool) -> None:  # noqa: FBT001  click hands it so
     """Start everything; Ctrl-C stops all of it.
@@ -46,22 +53,9 @@ def up(host: str, port: int, data: Path, quiet: bool) -> None:  # noqa: FBT001  
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, envvar="GRANTBOOK_HOST", help="Address it listens on.")
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65_535),
-    default=8080,
-    show_default=True,
-    envvar="GRANTBOOK_PORT",
-    help="Port it listens on.",
-)
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".grantbook"),
-    show_default=True,
-    help="Where everything is kept between runs.",
-)
+@_host
+@_port
+@_data
 def link(host: str, port: int, data: Path) -> None:
     """Print a link that signs in to the console of `up`: good once, for ten minutes."""
     try:
@@ -71,23 +65,10 @@ def link(host: str, port: int, data: Path) -> None:
 
 
 @main.command()
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65_535),
-    default=8080,
-    show_default=True,
-    envvar="GRANTBOOK_PORT",
-    help="Grantbook's port.",
-)
+@_port
 @click.option("--idp-port", type=click.IntRange(1, 65_535), default=8090, show_default=True, help="The provider's.")
 @click.option("--mcp-port", type=click.IntRange(1, 65_535), default=8095, show_default=True, help="The MCP server's.")
-@click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".grantbook"),
-    show_default=True,
-    help="Where everything is kept between runs.",
-)
+@_data
 @click.option("--quiet", is_flag=True, help="Do not print what to try next.")
 def demo(port: int, idp_port: int, mcp_port: int, data: Path, quiet: bool) -> None:  # noqa: FBT001  click hands it so
     """Start everything, and beside it an identity provider and an MCP server that use it; Ctrl-C stops all."""

@@ -23,11 +23,13 @@ def main(issuer: str, audience: str, token: str) -> None:
     with httpx.Client(headers=headers, timeout=MAX_WAIT_SECONDS) as transmitter:
         streams = transmitter.get(configuration["configuration_endpoint"]).raise_for_status().json()
         ours = [each for each in streams if each["delivery"]["method"] == "urn:ietf:rfc:8936"]
-        stream = ours[0] if ours else transmitter.post(configuration["configuration_endpoint"], json={}).json()
+        if not ours:
+            ours = [transmitter.post(configuration["configuration_endpoint"], json={}).raise_for_status().json()]
+        url = ours[0]["delivery"]["endpoint_url"]
         acknowledged: list[str] = []
         while True:
             asked = {"ack": acknowledged}
-            answer = transmitter.post(stream["delivery"]["endpoint_url"], json=asked).raise_for_status().json()
+            answer = transmitter.post(url, json=asked).raise_for_status().json()
             acknowledged = []
             for jti, set_ in answer["sets"].items():
                 event = jwt.decode(

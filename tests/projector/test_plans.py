@@ -135,6 +135,16 @@ async def test_totals_read_a_small_index_and_no_client(register: Explaining) -> 
         assert kinds == {("Index Only Scan", "clients_by_traits")}, (name, kinds)
 
 
+async def test_totals_of_what_changes_all_the_time_read_its_table_alone(register: Explaining) -> None:
+    """Admins who look for what is in use, and what is not: filters as the API has them, its empty lists included."""
+    for name in ("with grants", "unused for long"):
+        for status in ("active", "any"):
+            register.plans.clear()
+            wanted = ClientFilter(**PAGES[name] | {"status": status}, flags=[], grant_types=[])
+            await queries._total_of_clients(register, wanted)  # type: ignore[arg-type]
+            assert {node["Relation Name"] for node in register.nodes if "Relation Name" in node} == {"standings"}
+
+
 async def test_a_client_and_its_users_are_found_by_an_index(register: Explaining) -> None:
     """Admins who open a client with a million grants: neither its page nor its numbers read them all."""
     paging = Paging("-issued_at", 50, None, count=False, key=KEY)
