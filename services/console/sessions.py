@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from litestar.datastructures import Cookie
 from msgspec import Struct
 
-from console.oidc import Pending
+from console.oidc import PENDING_SECONDS, Pending
 from grantbook import positions
 
 COOKIE: Final = "__Host-grantbook"
@@ -27,7 +27,6 @@ IDLE_SECONDS: Final = 1_800.0
 LONGEST_SECONDS: Final = 43_200.0
 """A session ends twelve hours after sign-in, whatever was done."""
 MAX_SIGNED_IN: Final = 1_000
-SIGNING_IN_SECONDS: Final = 1_800
 MAX_SPENT: Final = 100_000
 """Sign-ins that came back and are remembered, so that each counts once. Only who was at the provider adds to them."""
 NONCE_BYTES: Final = 12
@@ -128,10 +127,10 @@ class SigningIn:
             return None
         now = self._clock()
         while self._spent and (
-            len(self._spent) >= MAX_SPENT or now - next(iter(self._spent.values())) > SIGNING_IN_SECONDS
+            len(self._spent) >= MAX_SPENT or now - next(iter(self._spent.values())) > PENDING_SECONDS
         ):
             del self._spent[next(iter(self._spent))]
-        if pending.state in self._spent or not 0 <= now - pending.begun_at <= SIGNING_IN_SECONDS:
+        if pending.state in self._spent or not 0 <= now - pending.begun_at <= PENDING_SECONDS:
             return None
         self._spent[pending.state] = now
         return pending

@@ -8,8 +8,8 @@ import pytest
 from console import links
 from console.gate import Origin
 from console.links import LINK_SECONDS, Links, new_link
-from console.oidc import Pending
-from console.sessions import COOKIE, IDLE_SECONDS, LONGEST_SECONDS, SIGNING_IN_SECONDS, Sessions, SigningIn, later
+from console.oidc import PENDING_SECONDS, Pending
+from console.sessions import COOKIE, IDLE_SECONDS, LONGEST_SECONDS, Sessions, SigningIn, later
 from tests.console.conftest import Console, House, signed_in
 
 KEY = b"k" * links.KEY_BYTES
@@ -90,7 +90,7 @@ def test_a_sign_in_that_was_begun_counts_once_and_in_time() -> None:
     for wrong in (None, "", "x", "ä", second[:-2] + "AA", second[2:], "A" * 5_000):
         assert signing_in.take(wrong) is None
     assert SigningIn(random=random, clock=lambda: 0.0).take(second) is None, "of another process"
-    clock[0] = SIGNING_IN_SECONDS + 1.0
+    clock[0] = PENDING_SECONDS + 1.0
     assert signing_in.take(second) is None
     assert signing_in.take(signing_in.seal(a_sign_in("three", clock[0]))) is not None
     assert list(signing_in._spent) == ["three"], "what has ended is forgotten"
