@@ -211,8 +211,9 @@ Event = (
 
 EVENT_TYPES: Final[dict[str, type[Event]]] = {str(each.__struct_config__.tag): each for each in get_args(Event)}
 """Tag to Struct, for every type in the union."""
+_TYPES: Final[dict[type[Event], str]] = {struct: tag for tag, struct in EVENT_TYPES.items()}
 
 
 def type_of(event: Event) -> str:
     """The event's type tag, as in the `ce-type` header: `client.registered`, `grant.revoked`, ..."""
-    return str(event.__struct_config__.tag)
+    return _TYPES[type(event)]

@@ -87,6 +87,7 @@ def project(nats_url: str, database_url: str) -> None:
         async with app.running_projector(Settings(nats_url=nats_url, database_url=database_url)):
             await asyncio.Event().wait()
 
+    serving.collect_garbage_rarely()
     try:
         uvloop.run(_until_stopped(forever()))
     except db.NotReached as error:
@@ -152,6 +153,7 @@ def verify_command(nats_url: str, database_url: str) -> None:
 def _with_sources(nats_url: str, doing: str, work: Callable[[run.Sources, verify.Told], Awaitable[T]]) -> T:
     """Run `work` with a connection to NATS, showing progress at a terminal. Failures end in a message."""
     logs.configure(level="WARNING")
+    serving.collect_garbage_rarely()
 
     async def connected() -> T:
         settings = Settings(nats_url=nats_url, database_url="")

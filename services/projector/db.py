@@ -31,7 +31,10 @@ else:
     Connection = AnyConnection = asyncpg.Connection
     Pool = asyncpg.Pool
 
-SCHEMA_SQL: Final = (files("projector") / "schema.sql").read_text("utf-8").replace(":traits", traits.COLUMN)
+SCHEMA_SQL: Final = "".join(
+    (files("projector") / each).read_text("utf-8").replace(":traits", traits.COLUMN)
+    for each in ("schema.sql", "apply.sql")
+)
 _RULES: Final = sorted(
     (each for each in files("appraisal").iterdir() if each.name.endswith((".py", ".json"))), key=lambda each: each.name
 )

@@ -34,9 +34,10 @@ class Keys:
         if now >= self._forget_at:
             self._remembered.clear()
             self._forget_at = now + REMEMBERED_SECONDS
-        wanted = dict.fromkeys(values)
-        keys = {each.key: self._remembered[each.key] for each in wanted if each.key in self._remembered}
-        missing = dict.fromkeys(each.key for each in wanted if each.key not in keys)
+        wanted = list(values)
+        asked = dict.fromkeys(each.key for each in wanted)
+        keys = {each: self._remembered[each] for each in asked if each in self._remembered}
+        missing = {each: None for each in asked if each not in keys}
         keys |= await self._fetched(missing)
         opened: dict[Sealed, str] = {}
         changed: list[Sealed] = []

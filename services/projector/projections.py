@@ -43,6 +43,9 @@ MAX_REMEMBERED_METADATA_BYTES: Final = 4_096
 NEW_HOST: Final = timedelta(seconds=flags.NEW_HOST_SECONDS)
 BURST: Final = timedelta(seconds=flags.BURST_SECONDS)
 
+_HOUR: Final = timedelta(hours=1)
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
+
 GrantKey = tuple[str, str]
 Row = tuple[object, ...]
 
@@ -61,6 +64,7 @@ class NotOfThisLog(Exception):
 class ClientGate(Struct, frozen=True):
     """Whether a client is let in, from `position` on."""
 
+    client_key: str
     position: int
     suspended_position: int | None = None
     deleted_position: int | None = None
@@ -79,11 +83,14 @@ class LogBatch(Struct):
     grants: dict[GrantKey, Row] = {}
     extensions: dict[GrantKey, Row] = {}
     granted: list[Row] = []
+    """When grants were issued or extended, but for those in `grants`."""
     revocations: dict[GrantKey, Row] = {}
     users: dict[str, bool] = {}
     """Whether they let a client in."""
     cut_offs: dict[tuple[str, int], Row] = {}
     hours: Counter[tuple[datetime, str]] = msgspec.field(default_factory=Counter)
+    hour: datetime = _NEVER
+    """Of the event before."""
 
 
 class Use(Struct):
@@ -110,38 +117,21 @@ def sealed_usernames(records: Sequence[wire.Recorded]) -> list[Sealed]:
     return [each.event.username for each in records if isinstance(each.event, GrantIssued)]
 
 
-def fold(  # noqa: C901  one case an event type
+def fold(  # noqa: C901, PLR0912, PLR0915  one case an event type
     batch: LogBatch, recorded: wire.Recorded, usernames: Mapping[Sealed, str]
 ) -> None:
     """Take the next event of the log into the batch. Raises `UnknownType` and `NotOfThisLog`."""
     position, at, event = recorded.position, recorded.recorded_at, recorded.event
     client = grant = user = None
-    match event:
-        case ClientRegistered():
-            client = subjects.token(event.client_id)
-            judged = _fold_metadata(batch, event.metadata, position, at)
-            batch.clients.setdefault(
-                client, (client, _text(event.client_id), position, at, event.at, _text(event.source), *judged.columns)
-            )
-        case ClientMetadataChanged():
-            client = subjects.token(event.client_id)
-            judged = _fold_metadata(batch, event.metadata, position, at)
-            batch.metadata[client] = (client, position, at, *judged.columns)
-        case ClientSuspended():
-            client = subjects.token(event.client_id)
-            _fold_gate(batch, client, ClientGate(position, suspended_position=position))
-        case ClientResumed():
-            client = subjects.token(event.client_id)
-            _fold_gate(batch, client, ClientGate(position))
-        case ClientDeleted():
-            client = subjects.token(event.client_id)
-            _fold_gate(batch, client, ClientGate(position, deleted_position=position, deleted_at=at))
+    match event:  # the most frequent first
         case GrantIssued():
             client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
-            name = usernames.get(event.username)
-            batch.grants.setdefault(
-                (client, grant),
-                (
+            batch.users[user] = True
+            if (client, grant) in batch.grants:
+                batch.granted.append((client, position, event.at))
+            else:
+                name = usernames.get(event.username)
+                batch.grants[client, grant] = (
                     client,
                     grant,
                     _text(event.grant_id),
@@ -156,10 +146,7 @@ def fold(  # noqa: C901  one case an event type
                     event.expires_at,
                     _lapse(event.expires_at, extension_threshold(event.at, event.expires_at)),
                     None if event.metadata_sha256 is None else _text(event.metadata_sha256),
-                ),
-            )
-            batch.granted.append((client, position, event.at))
-            batch.users[user] = True
+                )
         case GrantExtended():
             client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
             lapses_at = _lapse(event.expires_at, extension_threshold(event.issued_at, event.issued_expires_at))
@@ -168,6 +155,25 @@ def fold(  # noqa: C901  one case an event type
         case GrantRevoked():
             client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
             batch.revocations.setdefault((client, grant), (client, grant, position, at, _text(event.reason)))
+        case ClientRegistered():
+            client = subjects.token(event.client_id)
+            judged = _fold_metadata(batch, event.metadata, position, at)
+            batch.clients.setdefault(
+                client, (client, _text(event.client_id), position, at, event.at, _text(event.source), *judged.columns)
+            )
+        case ClientMetadataChanged():
+            client = subjects.token(event.client_id)
+            judged = _fold_metadata(batch, event.metadata, position, at)
+            batch.metadata[client] = (client, position, at, *judged.columns)
+        case ClientSuspended():
+            client = subjects.token(event.client_id)
+            _fold_gate(batch, ClientGate(client, position, suspended_position=position))
+        case ClientResumed():
+            client = subjects.token(event.client_id)
+            _fold_gate(batch, ClientGate(client, position))
+        case ClientDeleted():
+            client = subjects.token(event.client_id)
+            _fold_gate(batch, ClientGate(client, position, deleted_position=position, deleted_at=at))
         case UserGrantsRevoked():
             user = event.user_key
             reason = _text(event.reason or USER_GRANTS_REVOKED)
@@ -181,7 +187,9 @@ def fold(  # noqa: C901  one case an event type
             raise UnknownType(message)
         case _:
             assert_never(event)
-    batch.hours[at.replace(minute=0, second=0, microsecond=0), recorded.type] += 1
+    if not timedelta(0) <= at - batch.hour < _HOUR:
+        batch.hour = at.replace(minute=0, second=0, microsecond=0)
+    batch.hours[batch.hour, recorded.type] += 1
     batch.events.append((position, recorded.id, recorded.type, at, client, grant, user, recorded.body.decode()))
 
 
@@ -192,10 +200,10 @@ def _fold_metadata(batch: LogBatch, metadata: ClientMetadata, position: int, at:
     return judged
 
 
-def _fold_gate(batch: LogBatch, client: str, gate: ClientGate) -> None:
-    before = batch.client_gates.get(client)
+def _fold_gate(batch: LogBatch, gate: ClientGate) -> None:
+    before = batch.client_gates.get(gate.client_key)
     if before is None or before.deleted_position is None:  # nothing follows a deletion
-        batch.client_gates[client] = gate
+        batch.client_gates[gate.client_key] = gate
 
 
 def _lapse(expires_at: datetime, grace: timedelta) -> datetime:
@@ -236,286 +244,34 @@ def fold_activity(batch: ActivityBatch, recorded: wire.Recorded) -> None:
 async def apply(connection: AnyConnection, batch: LogBatch) -> None:
     """Write what the batch changes. In a transaction, after its checkpoint was moved."""
     await connection.execute(
-        """
-        INSERT INTO events (position, event_id, type, recorded_at, client_key, grant_key, user_key, body)
-        SELECT * FROM unnest(
-            $1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::json[])
-        """,
-        *_columns(batch.events),
-    )
-    if batch.hours:
-        await connection.execute(
-            """
-            INSERT INTO hours (hour, type, events) SELECT * FROM unnest($1::timestamptz[], $2::text[], $3::bigint[])
-            ON CONFLICT (hour, type) DO UPDATE SET events = hours.events + excluded.events
-            """,
-            *_columns((hour, type_, number) for (hour, type_), number in batch.hours.items()),
-        )
-    if batch.hosts:
-        await connection.execute(
-            """
-            INSERT INTO redirect_hosts (host, first_position, first_seen_at)
-            SELECT * FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) ON CONFLICT DO NOTHING
-            """,
-            *_columns(batch.hosts.values()),
-        )
-    await _apply_clients(connection, batch)
-    if batch.client_gates:
-        await connection.execute(
-            """
-            UPDATE clients c SET suspended_position = n.suspended_position, deleted_position = n.deleted_position,
-                deleted_at = n.deleted_at
-            FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[])
-                AS n (client_key, position, suspended_position, deleted_position, deleted_at)
-            WHERE c.client_key = n.client_key AND c.registered_position < n.position AND c.deleted_position IS NULL
-            """,
-            *_columns(
-                (key, gate.position, gate.suspended_position, gate.deleted_position, gate.deleted_at)
-                for key, gate in batch.client_gates.items()
+        "SELECT apply_log($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+        batch.events,
+        [(hour, type_, number) for (hour, type_), number in batch.hours.items()],
+        *map(
+            list,
+            (
+                batch.hosts.values(),
+                batch.clients.values(),
+                batch.metadata.values(),
+                map(msgspec.structs.astuple, batch.client_gates.values()),
+                batch.grants.values(),
+                batch.extensions.values(),
+                batch.granted,
+                batch.revocations.values(),
+                batch.users.items(),
+                batch.cut_offs.values(),
             ),
-        )
-        await connection.execute(
-            """
-            UPDATE standings s SET gated = n.gated
-            FROM (
-                SELECT client_key, suspended_position IS NOT NULL OR deleted_position IS NOT NULL AS gated FROM clients
-                WHERE client_key = ANY($1::text[])
-            ) n
-            WHERE s.client_key = n.client_key AND s.gated <> n.gated
-            """,
-            list(batch.client_gates),
-        )
-    await _apply_grants(connection, batch)
-    if batch.users:
-        await connection.execute(
-            """
-            INSERT INTO users AS u (user_key, granted) SELECT * FROM unnest($1::text[], $2::boolean[])
-            ON CONFLICT (user_key) DO UPDATE SET granted = true WHERE excluded.granted AND NOT u.granted
-            """,
-            *_columns(batch.users.items()),
-        )
-    if batch.cut_offs:
-        await connection.execute(
-            """
-            WITH n AS (
-                INSERT INTO cut_offs (user_key, position, recorded_at, reason)
-                SELECT * FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[])
-                RETURNING user_key, position
-            )
-            UPDATE users u SET cut_off_position = last.position
-            FROM (SELECT user_key, max(position) AS position FROM n GROUP BY user_key) last
-            WHERE u.user_key = last.user_key
-            """,
-            *_columns(batch.cut_offs.values()),
-        )
-    if batch.extensions or batch.cut_offs:
-        await connection.execute(
-            f"""
-            WITH touched AS (
-                SELECT g.client_key, g.grant_key FROM unnest($1::text[], $2::text[]) AS k (client_key, grant_key)
-                JOIN grants g USING (client_key, grant_key)
-                UNION
-                SELECT g.client_key, g.grant_key FROM grants g WHERE g.user_key = ANY($3::text[]) AND g.open
-            ), changed AS (
-                UPDATE grants g SET open = NOT g.open
-                FROM touched t JOIN grants o USING (client_key, grant_key) LEFT JOIN users u USING (user_key)
-                WHERE g.client_key = t.client_key AND g.grant_key = t.grant_key AND o.open <> (
-                    o.revoked_position IS NULL AND coalesce(u.cut_off_position, 0) < o.issued_position
-                    AND o.lapses_at > now()
-                )
-                RETURNING g.client_key, g.user_key, 0 AS issued, CASE WHEN g.open THEN 1 ELSE -1 END AS opened
-            ){_COUNTED}
-            """,
-            *(_columns(batch.extensions) or ([], [])),
-            list({user for user, _ in batch.cut_offs}),
-        )
-
-
-_COUNTED: Final = """
-    , by_user AS (
-        SELECT client_key, user_key, sum(issued) AS issued, sum(opened) AS opened FROM changed GROUP BY 1, 2
-    ), counted AS (
-        INSERT INTO client_users AS u (client_key, user_key, open_grants)
-        SELECT client_key, user_key, opened FROM by_user WHERE opened <> 0
-        ON CONFLICT (client_key, user_key) DO UPDATE SET open_grants = u.open_grants + excluded.open_grants
-        RETURNING client_key, user_key, open_grants
+        ),
+        NEW_HOST,
+        flags.BURST_CLIENTS,
+        BURST,
     )
-    INSERT INTO standings AS s (client_key, grants, open_grants, open_users)
-    SELECT b.client_key, sum(b.issued), sum(b.opened),
-        coalesce(sum((c.open_grants > 0)::int - (c.open_grants - b.opened > 0)::int), 0)
-    FROM by_user b LEFT JOIN counted c USING (client_key, user_key)
-    WHERE b.issued <> 0 OR b.opened <> 0
-    GROUP BY b.client_key
-    ON CONFLICT (client_key) DO UPDATE SET grants = s.grants + excluded.grants,
-        open_grants = s.open_grants + excluded.open_grants, open_users = s.open_users + excluded.open_users
-"""
-"""The end of a statement whose `changed` are grants that were issued or that opened (1) or closed (-1)."""
 
 
 async def sweep(connection: AnyConnection) -> int:
-    """Close grants whose time is over, at most `SWEPT_AT_ONCE`; how many. In a transaction.
-
-    Reads look at the time themselves: this keeps the counts of all clients, which cannot.
-    """
-    closed: int = await connection.fetchval(
-        f"""
-        WITH due AS (
-            SELECT client_key, grant_key FROM grants WHERE open AND lapses_at <= now() ORDER BY lapses_at LIMIT $1
-        ), changed AS (
-            UPDATE grants g SET open = false FROM due d WHERE g.client_key = d.client_key AND g.grant_key = d.grant_key
-            RETURNING g.client_key, g.user_key, 0 AS issued, -1 AS opened
-        ){_COUNTED}
-        RETURNING (SELECT count(*) FROM due)
-        """,
-        SWEPT_AT_ONCE,
-    )
-    return closed or 0
-
-
-async def _apply_clients(connection: AnyConnection, batch: LogBatch) -> None:
-    """Registrations and changed metadata. The batch's hosts must be there: when one was first seen is looked up."""
-    if batch.clients:
-        # An id is registered once. Should it ever stand in the log again, the first counts. A registration is one of
-        # many if that which stands so many places before it, among those of its family, was shortly before it.
-        await connection.execute(
-            """
-            WITH registered AS (
-            WITH n AS MATERIALIZED (
-                SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[],
-                    $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
-                    $14::text[], $15::text[], $16::text[], $17::json[], $18::text[])
-                    AS n (client_key, client_id, position, registered_at, created_at, source, client_name, folded,
-                    redirect_uris, redirect_text, labels, scope, grant_types, auth_method, family, flags, metadata,
-                    redirect_hosts)
-                WHERE NOT EXISTS (SELECT FROM clients c WHERE c.client_key = n.client_key)
-            ), paced AS (
-                SELECT position, registered_at - lag(registered_at, $20::int) OVER (
-                    PARTITION BY family ORDER BY position
-                ) <= $21::interval AS many
-                FROM (
-                    SELECT family, position, registered_at FROM n
-                    UNION ALL
-                    SELECT f.family, b.registered_position, b.registered_at
-                    FROM (SELECT DISTINCT family FROM n) f
-                    CROSS JOIN LATERAL (
-                        SELECT c.registered_position, c.registered_at FROM clients c
-                        WHERE c.registered_family = f.family ORDER BY c.registered_position DESC LIMIT $20::int
-                    ) b
-                ) all_of_family
-            )
-            INSERT INTO clients (client_key, client_id, registered_position, registered_at, created_at, source,
-                client_name, client_name_folded, redirect_uris, redirect_text, labels, scope, grant_types,
-                token_endpoint_auth_method, family, registered_family, flags, metadata, new_redirect_host,
-                many_registrations)
-            SELECT n.client_key, n.client_id, n.position, n.registered_at, n.created_at, n.source, n.client_name,
-                n.folded, n.redirect_uris::text[], n.redirect_text, n.labels::text[] || ('source:' || n.source),
-                n.scope, n.grant_types::text[],
-                n.auth_method, n.family, n.family, n.flags::text[], n.metadata,
-                EXISTS (
-                    SELECT FROM redirect_hosts h
-                    WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.registered_at - $19::interval
-                ),
-                coalesce(p.many, false)
-            FROM n JOIN paced p USING (position)
-            RETURNING client_key, registered_position
-            )
-            INSERT INTO standings AS s (client_key, registered_position) SELECT * FROM registered
-            ON CONFLICT (client_key) DO UPDATE SET registered_position = excluded.registered_position
-            """,
-            *_columns(batch.clients.values()),
-            NEW_HOST,
-            flags.BURST_CLIENTS,
-            BURST,
-        )
-    if batch.metadata:
-        await connection.execute(
-            """
-            UPDATE clients c SET client_name = n.client_name, client_name_folded = n.folded,
-                redirect_uris = n.redirect_uris::text[], redirect_text = n.redirect_text,
-                labels = n.labels::text[] || ('source:' || c.source), scope = n.scope,
-                grant_types = n.grant_types::text[], token_endpoint_auth_method = n.auth_method, family = n.family,
-                flags = n.flags::text[], metadata = n.metadata,
-                new_redirect_host = EXISTS (
-                    SELECT FROM redirect_hosts h
-                    WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.changed_at - $16::interval
-                )
-            FROM unnest($1::text[], $2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::json[], $15::text[])
-                AS n (client_key, position, changed_at, client_name, folded, redirect_uris, redirect_text, labels,
-                scope, grant_types, auth_method, family, flags, metadata, redirect_hosts)
-            WHERE c.client_key = n.client_key AND c.registered_position < n.position
-            """,
-            *_columns(batch.metadata.values()),
-            NEW_HOST,
-        )
-
-
-async def _apply_grants(connection: AnyConnection, batch: LogBatch) -> None:
-    if batch.grants:
-        # An id is issued once. Should a second `issued` ever stand in the log, the first counts.
-        await connection.execute(
-            f"""
-            WITH changed AS (
-            INSERT INTO grants (client_key, grant_key, grant_id, client_id, user_key, user_id, username,
-                username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at, metadata_sha256,
-                open)
-            SELECT n.client_key, n.grant_key, n.grant_id, n.client_id, n.user_key, n.user_id, n.username, n.folded,
-                n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at, n.metadata_sha256,
-                n.lapses_at > now()
-            FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[], $10::bigint[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::text[])
-                AS n (client_key, grant_key, grant_id, client_id, user_key, user_id, username, folded, scopes, position,
-                issued_at, expires_at, lapses_at, metadata_sha256)
-            ON CONFLICT DO NOTHING
-            RETURNING client_key, user_key, 1 AS issued, open::int AS opened
-            ){_COUNTED}
-            """,
-            *_columns(batch.grants.values()),
-        )
-    if batch.extensions:
-        await connection.execute(
-            """
-            UPDATE grants g SET logged_expires_at = n.expires_at, lapses_at = n.lapses_at
-            FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[])
-                AS n (client_key, grant_key, position, expires_at, lapses_at)
-            WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key AND g.issued_position < n.position
-            """,
-            *_columns(batch.extensions.values()),
-        )
-    if batch.granted:
-        # Of what stands before the registration nothing counts, so each is compared before the latest is taken.
-        await connection.execute(
-            """
-            UPDATE standings c SET last_granted_at = n.at
-            FROM (
-                SELECT g.client_key, max(g.at) AS at
-                FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS g (client_key, position, at)
-                JOIN standings r ON r.client_key = g.client_key AND r.registered_position < g.position
-                GROUP BY g.client_key
-            ) n
-            WHERE c.client_key = n.client_key AND c.last_granted_at < n.at
-            """,
-            *_columns(batch.granted),
-        )
-    if batch.revocations:
-        await connection.execute(
-            f"""
-            WITH changed AS (
-                UPDATE grants g SET revoked_position = n.position, revoked_at = n.at, revoked_reason = n.reason,
-                    open = false
-                FROM (
-                    SELECT n.*, o.open AS was_open
-                    FROM unnest($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[])
-                        AS n (client_key, grant_key, position, at, reason)
-                    JOIN grants o USING (client_key, grant_key)
-                ) n
-                WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key AND g.issued_position < n.position
-                    AND g.revoked_position IS NULL
-                RETURNING g.client_key, g.user_key, 0 AS issued, CASE WHEN n.was_open THEN -1 ELSE 0 END AS opened
-            ){_COUNTED}
-            """,
-            *_columns(batch.revocations.values()),
-        )
+    """Close grants whose time is over, at most `SWEPT_AT_ONCE`; how many. In a transaction."""
+    closed: int = await connection.fetchval("SELECT close_lapsed($1)", SWEPT_AT_ONCE)
+    return closed
 
 
 async def apply_activity(connection: AnyConnection, batch: ActivityBatch) -> None:

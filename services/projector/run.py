@@ -8,6 +8,7 @@ only once the log's grants that it names are there: no flood of activity delays 
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,15 +24,17 @@ from projector.db import Checkpoint, Connection, Moved, ReadModel
 from projector.keys import Keys
 from projector.projections import ActivityBatch, LogBatch, NotOfThisLog, UnknownType
 
-PULL_MESSAGES: Final = 1_000
+PULL_MESSAGES: Final = 2_000
 ACTIVITY_PULL_MESSAGES: Final = 20
 """An activity event has up to 500 windows, so this is up to 10,000 of them."""
-FOLDED_AT_ONCE: Final = 100
+FOLDED_AT_ONCE: Final = 10
 """Events decoded before others in the same process get their turn."""
 WAIT_SECONDS: Final = 1.0
 """After so long without an event the stream is checked to be the one that was followed."""
 CONFIRM_SECONDS: Final = 5.0
 """A stream that looks shorter than what was applied must look so for this long: a new leader may need a moment."""
+AHEAD: Final = 2
+"""Batches of each read model that may wait, ready to be applied: making them goes on while Postgres works."""
 RETRY_SECONDS: Final = 0.25
 HALTED_POLL_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 1.0
@@ -155,19 +158,26 @@ class Feed:
 
     async def _prepared(self, raws: Sequence[Raw]) -> Prepared | None:
         # The consumer may have been made anew since the last batch, on a stream that was restored meanwhile.
-        before = await continued(self._reader, self._read_model, self.at)
-        if not raws:
-            self.at = before
-            return None
-        if self._read_model == "log":
-            assert_dense(raws, before.sequence)
-            needs = 0
-            batch: LogBatch | ActivityBatch = await self._folded(raws)
-        else:
-            await self._assert_aged(raws, before)
-            # The registry knows a grant before it records its use, so by now the log has all that this names.
-            needs = (await self._log_reader.state()).last
-            batch = await self._folded_activity(raws)
+        checked = asyncio.create_task(continued(self._reader, self._read_model, self.at), name="check the stream")
+        try:
+            if not raws:
+                self.at = await checked
+                return None
+            if self._read_model == "log":
+                assert_dense(raws, self.at.sequence)
+                needs = 0
+                batch: LogBatch | ActivityBatch = await self._folded(raws)
+            else:
+                await self._assert_aged(raws)
+                # The registry knows a grant before it records its use, so by now the log has all that this names.
+                needs = (await self._log_reader.state()).last
+                batch = await self._folded_activity(raws)
+            before = await checked
+        except (wire.Malformed, NotOfThisLog, UnknownType, Gap):
+            await checked  # what it says of another stream explains more
+            raise
+        finally:
+            await end(checked)
         after = Checkpoint(raws[-1].sequence, (raws[-1].headers or {}).get("ce-id", ""), before.identity)
         self.at = after
         return Prepared(before, after, batch, needs, len(raws))
@@ -192,14 +202,14 @@ class Feed:
             await asyncio.sleep(0)
         return batch
 
-    async def _assert_aged(self, raws: Sequence[Raw], before: Checkpoint) -> None:
+    async def _assert_aged(self, raws: Sequence[Raw]) -> None:
         """Activity ages out of its stream. What is missing must have aged out, and nothing else."""
         first = raws[0].sequence
-        if first != before.sequence + 1:
+        if first != self.at.sequence + 1:
             state = await self._reader.state()
             if state.first < first:
-                assert_dense(raws, before.sequence)
-            _log.warning("activity aged out before it was applied", after=before.sequence, first=first)
+                assert_dense(raws, self.at.sequence)
+            _log.warning("activity aged out before it was applied", after=self.at.sequence, first=first)
         assert_dense(raws, first - 1)
 
     def _tell_trouble(self, trouble: str | None) -> None:
@@ -255,7 +265,7 @@ class Lane:
     def __init__(self, read_model: ReadModel, connection: Connection, schema: str, sources: Sources) -> None:
         self.read_model: ReadModel = read_model
         self.applied = Checkpoint(0, "", "")
-        self.ready: Prepared | None = None
+        self.ready: deque[Prepared] = deque()
         self.task: asyncio.Task[Prepared | None] | None = None
         self._connection = connection
         self._schema = schema
@@ -266,14 +276,15 @@ class Lane:
     async def start(self) -> None:
         """Begin, or begin again, from the checkpoint that is stored."""
         await self.stop()
-        self.ready, self._halted = None, False
+        self._halted = False
+        self.ready.clear()
         self.applied = await db.checkpoint(self._connection, self.read_model)
         await db.write_halted(self._connection, self.read_model, None)
         if not self.applied.identity:
             # An empty read model knows which stream it is of before it has applied anything.
             self.applied = await self._identified()
         self._feed = self._sources.feed(self.read_model, self.applied)
-        self._prepare_next()
+        self.prepare_next()
 
     async def stop(self) -> None:
         """Let go of what is under way."""
@@ -286,7 +297,7 @@ class Lane:
 
     async def collect(self) -> None:
         """Take what the task has come to, and start the next."""
-        if self.task is None or not self.task.done() or self.ready is not None:
+        if self.task is None or not self.task.done():
             return
         if self._halted:
             # A rebuild may have put other read models here, from which it goes on.
@@ -296,19 +307,27 @@ class Lane:
                 self._wait_halted()
             return
         try:
-            self.ready = self.task.result()
+            prepared = self.task.result()
         except Halt as halt:
+            if self.ready:
+                return  # what stands before it is applied first
             await self.halt(str(halt))
         except Exception as error:  # noqa: BLE001  what is not understood must not be skipped, and not be retried for ever
+            if self.ready:
+                return
             _log.exception("cannot go on", read_model=self.read_model)
             await self.halt(f"unexpected {type(error).__name__} after position {self.applied.sequence}: see the logs")
         else:
-            self._prepare_next()
+            if prepared is not None:
+                self.ready.append(prepared)
+            self.task = None
+            self.prepare_next()
 
     async def halt(self, reason: str) -> None:
         """Stand still, and say why where all can read it."""
         await self.stop()
-        self.ready, self._halted = None, True
+        self._halted = True
+        self.ready.clear()
         _log.error("halted", read_model=self.read_model, reason=reason)
         await db.write_halted(self._connection, self.read_model, reason)
         self._wait_halted()
@@ -320,8 +339,10 @@ class Lane:
             await db.move_checkpoint(self._connection, self._schema, self.read_model, self.applied, named)
         return named
 
-    def _prepare_next(self) -> None:
-        assert self._feed is not None
+    def prepare_next(self) -> None:
+        """Have the next batch made ready, unless one is being made, or as many as may wait do."""
+        if self.task is not None or len(self.ready) >= AHEAD or self._feed is None:
+            return
         self.task = asyncio.create_task(self._feed.next(), name=f"next of the {self.read_model}")
 
     def _wait_halted(self) -> None:
@@ -382,17 +403,19 @@ async def _sweep(connection: Connection, schema: str) -> bool:
 async def _step(connection: Connection, schema: str, log: Lane, activity: Lane) -> None:
     """Wait for something to apply, and apply it: the log first, then at most one batch of activity."""
     await asyncio.wait(
-        [each.task for each in (log, activity) if each.task is not None and each.ready is None],
+        [each.task for each in (log, activity) if each.task is not None],
+        timeout=0 if log.ready else None,
         return_when=asyncio.FIRST_COMPLETED,
     )
     for lane in (log, activity):
         await lane.collect()
-        prepared = lane.ready
-        if prepared is None or prepared.needs > log.applied.sequence:
+        if not lane.ready or lane.ready[0].needs > log.applied.sequence:
             continue
+        prepared = lane.ready.popleft()
+        lane.prepare_next()
         try:
             await apply(connection, schema, lane.read_model, prepared)
         except Halt as halt:
             await lane.halt(str(halt))
         else:
-            lane.applied, lane.ready = prepared.after, None
+            lane.applied = prepared.after

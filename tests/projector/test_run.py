@@ -248,7 +248,7 @@ async def test_rows_that_cannot_be_sent_halt_the_projector_but_a_broken_connecti
     """Operators: trying again helps when Postgres is away. When it is ours to mend, they are told so at once."""
     at = await db.checkpoint(database, "log")
     event = (1, "id", "user.grants_revoked", given.now(), None, None, "u", "{}")
-    batch = LogBatch(events=[event], cut_offs={("u", 1): ("u", 1)})
+    batch = LogBatch(events=[event], cut_offs={("u", 1): ("u", "first", given.now(), "admin")})
     unsendable = run.Prepared(at, db.Checkpoint(1, "", ""), batch, 0, 1)
     with pytest.raises(run.Halt, match="do not fit"):
         await run.apply(database, db.SCHEMA, "log", unsendable)
