@@ -1,6 +1,7 @@
 """`python -m projector`: keep the read models, serve them, make them anew, and check them against the log."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -18,6 +19,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -25,7 +27,7 @@ from rich.text import Text
 
 from door import logs, roles, serving
 from grantbook.sdk.log import Unavailable
-from projector import app, db, run, verify
+from projector import app, bulk, db, verify
 from projector.api.revocations import end_streams
 from projector.settings import Settings
 
@@ -33,6 +35,17 @@ DIFFERENT: Final = 1
 """Exit status of `verify` when the read models are not what the log says."""
 
 INTERRUPTED: Final = 130
+FAILURES: Final = (
+    verify.Halt,
+    verify.Busy,
+    bulk.LoaderFailed,
+    Unavailable,
+    asyncpg.PostgresError,
+    db.NotReached,
+)
+
+MAX_LOADERS: Final = 16
+"""Each takes up to 100 MB, and a statement of Postgres 256 MB."""
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -61,6 +74,18 @@ def servers(command: F) -> F:
         "--database-url", envvar="GRANTBOOK_DATABASE_URL", required=True, show_envvar=True, help="The database."
     )
     return nats(database(command))
+
+
+def loaders(command: F) -> F:
+    """How many processes read the log."""
+    option = click.option(
+        "--loaders",
+        type=click.IntRange(1, MAX_LOADERS),
+        default=min(MAX_LOADERS, os.cpu_count() or 1),
+        show_default="the number of cores",
+        help=f"Processes that read a log of {bulk.BULK_EVENTS} events or more, and statements side by side after it.",
+    )
+    return option(command)
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
@@ -112,32 +137,26 @@ def serve(host: str, port: int) -> None:
 
 @main.command()
 @servers
-def rebuild(nats_url: str, database_url: str) -> None:
+@loaders
+def rebuild(nats_url: str, database_url: str, loaders: int) -> None:
     """Make the read models anew from the log, beside the live ones, and put them in their place.
 
     A projector may run meanwhile. It is held up for a moment at the end, and goes on with the new ones. Activity that
     has aged out of its stream is not in them.
     """
-
-    async def work(sources: run.Sources, told: verify.Told) -> db.Checkpoint:
-        return await verify.rebuild(database_url, sources, told)
-
-    reached = _with_sources(nats_url, "rebuilding", work)
+    reached = _with_means(nats_url, database_url, loaders, "rebuilding", verify.rebuild)
     click.echo(f"the read models were made anew, up to position {reached.sequence}")
 
 
 @main.command("verify")
 @servers
-def verify_command(nats_url: str, database_url: str) -> None:
+@loaders
+def verify_command(nats_url: str, database_url: str, loaders: int) -> None:
     """Compare the read models with what the log says, without changing them.
 
     Exit status 0 and `no differences`, or 1 and the first differences of each table.
     """
-
-    async def work(sources: run.Sources, told: verify.Told) -> verify.Verdict:
-        return await verify.verify(database_url, sources, told)
-
-    verdict = _with_sources(nats_url, "verifying", work)
+    verdict = _with_means(nats_url, database_url, loaders, "verifying", verify.verify)
     if verdict.activity_since is not None:
         click.echo(f"activity before {verdict.activity_since.isoformat()} has aged out, and was not compared")
     for each in verdict.differences:
@@ -150,7 +169,9 @@ def verify_command(nats_url: str, database_url: str) -> None:
     click.echo(f"no differences, up to position {verdict.log.sequence}")
 
 
-def _with_sources(nats_url: str, doing: str, work: Callable[[run.Sources, verify.Told], Awaitable[T]]) -> T:
+def _with_means(
+    nats_url: str, database_url: str, loaders: int, doing: str, work: Callable[[verify.Means, bulk.Told], Awaitable[T]]
+) -> T:
     """Run `work` with a connection to NATS, showing progress at a terminal. Failures end in a message."""
     logs.configure(level="WARNING")
     serving.collect_garbage_rarely()
@@ -159,23 +180,24 @@ def _with_sources(nats_url: str, doing: str, work: Callable[[run.Sources, verify
         settings = Settings(nats_url=nats_url, database_url="")
         async with app.connected(settings, name=f"grantbook {doing}") as client, app.opened_sources(client) as sources:
             with _progress(doing) as told:
-                return await work(sources, told)
+                children = [bulk.children(nats_url, database_url)] * loaders
+                return await work(verify.Means(database_url, sources, children), told)
 
     try:
         return uvloop.run(connected())
-    except (verify.Halt, verify.Busy, Unavailable, asyncpg.PostgresError, *db.UNREACHABLE, db.NotReached) as error:
+    except (*FAILURES, *db.UNREACHABLE) as error:
         raise click.ClickException(str(error) or type(error).__name__) from error
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
 
 @contextmanager
-def _progress(doing: str) -> Iterator[verify.Told]:
+def _progress(doing: str) -> Iterator[bulk.Told]:
     columns = (
         TextColumn(doing),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("events"),
+        TextColumn("{task.description}"),
         _RateColumn(),
         TimeRemainingColumn(),
     )
@@ -184,8 +206,17 @@ def _progress(doing: str) -> Iterator[verify.Told]:
     with Progress(
         *columns, console=console, transient=True, speed_estimate_period=60, disable=not console.is_terminal
     ) as shown:
-        task = shown.add_task("", total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+        tasks: dict[bulk.Unit, TaskID] = {}
+
+        def told(done: int, total: int, unit: bulk.Unit) -> None:
+            if unit not in tasks:
+                # What comes after the first is another kind of work, at another rate.
+                for each in tasks.values():
+                    shown.stop_task(each)
+                tasks[unit] = shown.add_task(unit, total=total)
+            shown.update(tasks[unit], completed=done, total=total)
+
+        yield told
 
 
 class _RateColumn(ProgressColumn):

@@ -9,7 +9,8 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import asyncpg
@@ -220,16 +221,23 @@ class Feed:
 
 async def apply(connection: Connection, schema: str, read_model: ReadModel, prepared: Prepared) -> None:
     """Apply a batch and move the checkpoint, in one transaction. Raises `Moved`, `Halt`, and Postgres' errors."""
-    try:
+    with fitting(connection, read_model, prepared.before.sequence, prepared.after.sequence):
         async with connection.transaction():
             await db.share_swap_lock(connection, schema)
             await write(connection, schema, read_model, prepared)
+
+
+@contextmanager
+def fitting(connection: Connection, read_model: ReadModel, after: int, until: int) -> Iterator[None]:
+    """While something is written that Postgres may refuse for what it is: that is a `Halt`."""
+    try:
+        yield
     except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.InterfaceError) and connection.is_closed():
             raise  # else it is what asyncpg says of values that it cannot send at all
         message = (
-            f"positions {prepared.before.sequence + 1} to {prepared.after.sequence} of the {read_model} do not fit the "
-            f"read model: {error}. Nothing of them was applied; a version is needed that can"
+            f"positions {after + 1} to {until} of the {read_model} do not fit the read model: {error}. Nothing of them "
+            "was applied; a version is needed that can"
         )
         raise Halt(message) from error
 

@@ -6,7 +6,7 @@ holds it up for as long as the last few events take: then both schemas are at th
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, Literal
@@ -17,14 +17,12 @@ from msgspec import Struct
 
 from grantbook.sdk.log import StreamState
 from grantbook.sdk.tasks import end
-from projector import db, run
+from projector import bulk, db, run
+from projector.bulk import OpenLoader, Told
 from projector.db import Checkpoint, Connection, ReadModel
 from projector.run import Halt, Sources
 
 Purpose = Literal["rebuild", "verify"]
-Told = Callable[[int, int], None]
-"""Hears of progress: events applied, and how many there are to apply."""
-
 CLOSE_EVENTS: Final = 5_000
 """From so few events behind, the live projector is held up until the end."""
 SHOWN_DIFFERENCES: Final = 10
@@ -73,6 +71,16 @@ class Verdict(Struct, frozen=True):
     activity_since: datetime | None
 
 
+class Means(Struct, frozen=True):
+    """What read models are made by: from where, to where, and by which loaders in bulk (none: in this process)."""
+
+    database_url: str
+    sources: Sources
+    loaders: Sequence[OpenLoader] = ()
+    bulk_events: int = bulk.BULK_EVENTS
+    """A log of fewer events is applied as it comes."""
+
+
 class Workplace(Struct, frozen=True):
     """A connection to the live schema, one to the schema beside it, and what both are made from."""
 
@@ -80,14 +88,19 @@ class Workplace(Struct, frozen=True):
     beside: str
     live: Connection
     builder: Connection
-    sources: Sources
+    means: Means
+
+    @property
+    def sources(self) -> Sources:
+        """Where both are made from."""
+        return self.means.sources
 
 
 @asynccontextmanager
-async def workplace(database_url: str, sources: Sources, purpose: Purpose, schema: str) -> AsyncIterator[Workplace]:
+async def workplace(means: Means, purpose: Purpose, schema: str) -> AsyncIterator[Workplace]:
     """An empty schema beside the live one. Raises `Busy`, and one of `db.UNREACHABLE`."""
     beside = f"{schema}_{purpose}"
-    live = await db.connect(database_url, schema, name=f"grantbook {purpose}")
+    live = await db.connect(means.database_url, schema, name=f"grantbook {purpose}")
     try:
         if not await live.fetchval("SELECT pg_try_advisory_lock($1)", db.lock_key("workplace", schema)):
             message = "another rebuild or verify runs: wait until it has ended"
@@ -95,9 +108,9 @@ async def workplace(database_url: str, sources: Sources, purpose: Purpose, schem
         await db.ensure_schema(live, schema)
         await db.drop_schema(live, beside)
         await db.ensure_schema(live, beside)
-        builder = await db.connect(database_url, beside, name=f"grantbook {purpose} beside")
+        builder = await db.connect(means.database_url, beside, name=f"grantbook {purpose} beside")
         try:
-            yield Workplace(schema, beside, live, builder, sources)
+            yield Workplace(schema, beside, live, builder, means)
         finally:
             builder.terminate()
     finally:
@@ -107,12 +120,14 @@ async def workplace(database_url: str, sources: Sources, purpose: Purpose, schem
         live.terminate()
 
 
-async def rebuild(database_url: str, sources: Sources, told: Told, *, schema: str = db.SCHEMA) -> Checkpoint:
+async def rebuild(means: Means, told: Told, *, schema: str = db.SCHEMA) -> Checkpoint:
     """Put read models made anew from the log in the place of the live ones. The log's checkpoint that they are at.
 
-    Raises `Halt` where the log cannot be applied, `Busy`, `Unavailable`, and one of `db.UNREACHABLE`.
+    Raises `Halt` where the log cannot be applied, `Busy`, `Unavailable`, `LoaderFailed`, and one of `db.UNREACHABLE`.
     """
-    async with workplace(database_url, sources, "rebuild", schema) as place:
+    sources = means.sources
+    async with workplace(means, "rebuild", schema) as place:
+        await _build(place, (await _heads(sources))["log"], told)
         while await _behind_head(place) > CLOSE_EVENTS:
             await _catch_up(place, await _heads(sources), told)
         old = f"{schema}_old"
@@ -128,19 +143,21 @@ async def rebuild(database_url: str, sources: Sources, told: Told, *, schema: st
         return reached
 
 
-async def verify(database_url: str, sources: Sources, told: Told, *, schema: str = db.SCHEMA) -> Verdict:
+async def verify(means: Means, told: Told, *, schema: str = db.SCHEMA) -> Verdict:
     """Compare the live read models with what the log says, at the live ones' position.
 
-    Raises `Halt` where the log cannot be applied, or is not the one that was; `Busy`, `Unavailable`, and one of
-    `db.UNREACHABLE`.
+    Raises `Halt` where the log cannot be applied, or is not the one that was; `Busy`, `Unavailable`, `LoaderFailed`,
+    and one of `db.UNREACHABLE`.
     """
-    async with workplace(database_url, sources, "verify", schema) as place:
+    sources = means.sources
+    async with workplace(means, "verify", schema) as place:
         try:
             for read_model in db.READ_MODELS:
                 await run.continued(sources.reader(read_model), read_model, await db.checkpoint(place.live, read_model))
+            await _build(place, (await _live(place))["log"], told)
             while await _behind_live(place) > CLOSE_EVENTS:
                 await _catch_up(place, await _live(place), told)
-            snapshot = await db.connect(database_url, schema, name="grantbook verify compare")
+            snapshot = await db.connect(means.database_url, schema, name="grantbook verify compare")
             try:
                 async with snapshot.transaction(isolation="repeatable_read", readonly=True):
                     async with db.alone(place.live, schema):
@@ -175,6 +192,16 @@ async def _behind_live(place: Workplace) -> int:
     return live.sequence - (await db.checkpoint(place.builder, "log")).sequence
 
 
+async def _build(place: Workplace, until: int, told: Told) -> None:
+    """Make what the log says up to there in bulk, if it is worth it."""
+    means = place.means
+    if until < means.bulk_events:
+        return
+    named = await run.continued(means.sources.log, "log", Checkpoint(0, "", ""))
+    loaders = means.loaders or [bulk.here(means.database_url, means.sources)]
+    await bulk.build(means.database_url, place.beside, loaders, named.identity, until, told)
+
+
 async def _catch_up(place: Workplace, until: dict[ReadModel, int], told: Told) -> None:
     """Bring what is built to these positions, and no further: the log first, whose grants the activity names."""
     for read_model in db.READ_MODELS:
@@ -202,7 +229,7 @@ async def _apply_until(place: Workplace, read_model: ReadModel, until: int, told
             if prepared is not None:
                 await run.apply(place.builder, place.beside, read_model, prepared)
             if read_model == "log":
-                told(at.sequence, until)
+                told(at.sequence, until, "events")
     finally:
         await end(task)
         await feed.close()
@@ -338,4 +365,4 @@ async def _compared(
     return found
 
 
-__all__ = ["Busy", "Difference", "Halt", "Verdict", "rebuild", "verify"]
+__all__ = ["Busy", "Difference", "Halt", "Means", "Verdict", "rebuild", "verify"]

@@ -20,9 +20,9 @@ SEQUENCES: Final = 60
 EVENTS: Final = 40
 
 
-def happened(dice: random.Random) -> list[Happened]:
-    """What can happen to a few clients, grants and users."""
-    clients, users = ["c1", "c2", "c3"], ["u1", "u2"]
+def happened(dice: random.Random, group: str = "") -> list[Happened]:
+    """What can happen to a few clients (their ids begin with `group`), grants and users."""
+    clients, users = [f"{group}c{number}" for number in (1, 2, 3)], ["u1", "u2"]
     long_ago = given.now() - timedelta(days=400)
     issued = [given.issued(each, "first", "u1") for each in clients]
     events: list[Event] = [*(given.registered(each) for each in clients), *issued]

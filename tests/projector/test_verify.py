@@ -10,7 +10,7 @@ from grantbook import subjects
 from projector import db, verify
 from projector.db import Connection
 from projector.run import Sources
-from projector.verify import Verdict
+from projector.verify import Means, Verdict
 from registry import streams
 from tests.projector import given
 from tests.projector.conftest import Api, caught_up, halted, projecting, until
@@ -19,13 +19,13 @@ from tests.projector.test_run import age_out, everything, mixed
 AGE_SECONDS = 0.2
 
 
-def untold(_done: int, _total: int) -> None:
+def untold(_done: int, _total: int, _unit: str) -> None:
     """Nobody looks at the progress."""
 
 
 async def compared(database_url: str, sources: Sources) -> dict[tuple[str, str], int]:
     """What `verify` finds: differences by table and side."""
-    verdict: Verdict = await verify.verify(database_url, sources, untold)
+    verdict: Verdict = await verify.verify(Means(database_url, sources), untold)
     return {(each.table, each.side): each.count for each in verdict.differences}
 
 
@@ -82,7 +82,7 @@ async def test_verify_finds_every_planted_difference(
         ("events", "log"): 1,
     }
     assert await leftovers(database) == []
-    await verify.rebuild(database_url, sources, untold)
+    await verify.rebuild(Means(database_url, sources), untold)
     assert await compared(database_url, sources) == {}
 
 
@@ -115,7 +115,7 @@ async def test_rebuilding_under_a_live_projector_loses_nothing_and_is_not_notice
     async with projecting(database_url, sources):
         writing, reading = asyncio.create_task(write()), asyncio.create_task(read())
         for _ in range(3):
-            await verify.rebuild(database_url, sources, untold)
+            await verify.rebuild(Means(database_url, sources), untold)
         done.set()
         await writing
         assert await reading > 0
@@ -138,7 +138,7 @@ async def test_rebuilding_is_the_way_out_after_the_log_was_replaced(
         await streams.ensure(log)
         await given.write(log, given.registered("x1"))
         await halted(database)
-        await verify.rebuild(database_url, sources, untold)
+        await verify.rebuild(Means(database_url, sources), untold)
         await given.write(log, given.registered("x2"))
 
         async def followed() -> bool:
@@ -163,7 +163,7 @@ async def test_activity_that_aged_out_is_no_difference(
     )
     assert await compared(database_url, sources) == {("grants", "live"): 1}
     await age_all_out(log)
-    await verify.rebuild(database_url, sources, untold)
+    await verify.rebuild(Means(database_url, sources), untold)
     assert await database.fetchval("SELECT sum(uses) FROM grants") == 0
     assert await compared(database_url, sources) == {}
 
