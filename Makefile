@@ -69,8 +69,10 @@ lint: .venv/dev.stamp ## Check style, layout and declared dependencies
 types: .venv/dev.stamp .venv/editable.stamp ## Check types
 	$(BIN)/python -m mypy --strict $(TYPED)
 
-bench: .venv/dev.stamp .venv/editable.stamp ## Measure, each figure beside the raw limit of this machine
-	$(BIN)/python -m benchmarks
+bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
+bench: .venv/dev.stamp .venv/editable.stamp ## Measure, beside the machine's raw limits and other registrars: half an hour, 35 GB of disk
+	npm ci --prefix benchmarks/peers --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(BIN)/python -m benchmarks --record docs/benchmarks
 
 lock: .venv/dev.stamp ## Resolve pyproject.toml anew into requirements/
 	$(LOCK) --upgrade --extra build --extra cli --extra embedded --extra server -o requirements/up.txt pyproject.toml

@@ -1,6 +1,5 @@
 """`make bench`: the figures that Grantbook promises, each beside the raw limit of this machine, in one run."""
 
-import asyncio
 import json
 import tempfile
 import time
@@ -12,62 +11,73 @@ from pathlib import Path
 from typing import Final
 
 import click
-import msgspec
 import nats
-from rich.console import Console
+import uvloop
 
-from benchmarks import fanout, http_load, raw, revocations
-from benchmarks.figures import Figure, machine, show
-from benchmarks.seed import seed
+from benchmarks import fanout, figures, http_load, plots, raw, registrations, revocations
+from benchmarks.figures import Figure, Report, at_least, say
+from benchmarks.scale import scale
+from benchmarks.seed import History, append, write_keys
 from deploy.dev import processes
 from grantbook import subjects
 from grantbook.sdk.log import LogReader
 
-CONNECTIONS: Final = 64
 GRANTS_IN_REPORTS: Final = 1_000
 REPORT_ENTRIES: Final = 1_000
-POLL_SECONDS: Final = 0.02
-PROJECTION_SECONDS: Final = 300.0
+POLL_SECONDS: Final = 0.1
+PROJECTION_SECONDS: Final = 600.0
 LIFETIME: Final = timedelta(hours=1)
-
-console: Final = Console(stderr=True)
+GRANTS_A_CLIENT: Final = 8
+RECORD: Final = Path("docs/benchmarks")
+ACTIVITY_BAR: Final = 0.6
+PROJECTION_BAR: Final = 0.75
+REBUILD_BAR: Final = 1.5
 
 
 @click.command()
 @click.option("--seconds", default=8.0, show_default=True, help="Length of each load.")
-@click.option("--events", default=100_000, show_default=True, help="Mixed events to project and rebuild.")
+@click.option("--events", default=500_000, show_default=True, help="Mixed events to project and rebuild, about.")
 @click.option("--rounds", default=300, show_default=True, help="Revocations to time until they are denied.")
-@click.option("--grants", default=1_000_000, show_default=True, help="Of the client that is deleted; 0 leaves it out.")
+@click.option("--deleted", default=1_000_000, show_default=True, help="Grants of the client that is deleted; 0: none.")
+@click.option("--clients", default=1_000_000, show_default=True, help="Of the register that is asked; 0: none.")
+@click.option("--grants", default=7_500_000, show_default=True, help="Of the register that is asked.")
 @click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
+    "--record",
+    type=click.Path(file_okay=False, path_type=Path),
+    help=f"Write figures (JSON) and plots (SVG) into this folder, as `{RECORD}` has them.",
 )
-def main(seconds: float, events: int, rounds: int, grants: int, json_file: Path | None) -> None:
-    """Measure Grantbook beside the raw limits of NATS and Postgres on this machine.
+def main(
+    seconds: float, events: int, rounds: int, deleted: int, clients: int, grants: int, record: Path | None
+) -> None:
+    """Measure Grantbook beside the raw limits of NATS and Postgres on this machine, and beside other registrars.
 
     Every acknowledged write is on disk. Services run as processes of their own; the load shares the machine with them.
+    The register that is asked takes the longest, and 3 KB of disk for each event: a third more events than grants.
     """
     with tempfile.TemporaryDirectory(prefix="grantbook-bench-") as folder:
         place = Path(folder)
         sync = raw.disk_sync_milliseconds(place)
+        report = Report(figures.machine(sync), sync)
         say("a million revocations in memory")
         memory = revocations.in_memory()  # first, while this process has freed nothing yet
         with limitless(place / "one") as servers:
-            figures = asyncio.run(measure(servers, seconds, events, rounds)) + memory
+            uvloop.run(measure(servers, report, seconds, events, rounds))
+        report.figures += memory
         with limitless(place / "nodes", nodes=3) as servers:
-            figures += asyncio.run(through_a_loss(servers, rounds))
-        if grants:
-            say(f"deleting a client with {grants} grants")
+            report.figures += uvloop.run(through_a_loss(servers, rounds))
+        if deleted:
+            say(f"deleting a client with {deleted:,} grants")
             with limitless(place / "fanout") as servers:
-                figures += asyncio.run(fanout.fanout(servers, grants=grants))
-    machine_ = machine(sync)
-    show(f"Grantbook on {machine_}", figures)
-    if json_file is not None:
-        report = {
-            "machine": machine_,
-            "disk_sync_ms": sync,
-            "figures": [msgspec.to_builtins(each) | {"ratio": each.ratio} for each in figures],
-        }
-        json_file.write_text(json.dumps(report, indent=2) + "\n")
+                report.figures += uvloop.run(fanout.fanout(servers, grants=deleted))
+        if clients:
+            say(f"a register of {clients:,} clients and {grants:,} grants")
+            with limitless(place / "scale") as servers:
+                scale(servers, report, clients=clients, grants=grants, seconds=seconds)
+    figures.show(f"Grantbook on {report.machine}", report.figures)
+    if record is not None:
+        record.mkdir(parents=True, exist_ok=True)
+        figures.write(report, record / "figures.json")
+        plots.draw(report, record)
 
 
 @contextmanager
@@ -89,65 +99,41 @@ async def through_a_loss(servers: processes.Product, rounds: int) -> list[Figure
         await connection.close()
     with processes.service(servers, "registry", "serve") as port:
         say("revocations until they are denied, on three nodes")
-        figures = await revocations.delays(servers, port, rounds, deliveries)
+        found = await revocations.delays(servers, port, rounds, deliveries)
         say("the same through the loss of a node")
-        return figures + await revocations.loss(servers, port)
+        return found + await revocations.loss(servers, port)
 
 
-async def measure(servers: processes.Product, seconds: float, events: int, rounds: int) -> list[Figure]:
-    """All figures, in an order that leaves each load the machine to itself."""
+async def measure(servers: processes.Product, report: Report, seconds: float, events: int, rounds: int) -> None:
+    """All figures of one node, in an order that leaves each load the machine to itself."""
     connection = await nats.connect(servers.nats_url)
     try:
         say("raw limits: appends, inserts, deliveries")
         appends = await raw.appends(connection, seconds / 2)
         inserts = await raw.inserts(servers.database_url)
         deliveries = await raw.deliveries(connection, rounds)
-        figures = []
+        say("registrations at other registrars")
+        beside = await registrations.peers(seconds, servers.database_url)
         with processes.service(servers, "registry", "serve") as port:
             say("registrations over HTTP")
-            figures += await registrations(port, seconds, appends)
+            found, most = await registrations.measured(port, seconds, appends, beside)
+            report.details["registrations a second"] = {"Grantbook, durable": most} | beside
             say("activity over HTTP")
-            figures += await activity(servers, port, seconds, appends)
+            found += await activity(servers, port, seconds, appends)
             say("revocations until they are denied")
-            figures += await revocations.delays(servers, port, rounds, deliveries)
-        say(f"seeding {events} events")
+            found += await revocations.delays(servers, port, rounds, deliveries)
+        say(f"seeding {events:,} events")
         async with LogReader(connection, subjects.LOG) as log:
-            await seed(connection, events=events)
+            clients = events // (GRANTS_A_CLIENT + 1)
+            history = History(clients, clients * GRANTS_A_CLIENT, datetime.now(UTC))
+            await write_keys(connection, history)
+            await append(connection, history.events(), "bench")
             head = (await log.state()).last
         say("raw pulls")
         pulls = await raw.pulls(connection, subjects.LOG, head)
-        figures += projection(servers, head, pulls, inserts)
-        return figures
+        report.figures += found + projection(servers, head, pulls, inserts)
     finally:
         await connection.close()
-
-
-async def registrations(port: int, seconds: float, appends: float) -> list[Figure]:
-    """Durable registrations: an agent's request to its 201."""
-    body = json.dumps(
-        {
-            "client_name": "Claude",
-            "redirect_uris": ["https://claude.ai/api/mcp/auth_callback"],
-            "grant_types": ["authorization_code", "refresh_token"],
-            "response_types": ["code"],
-            "token_endpoint_auth_method": "none",
-        }
-    ).encode()
-    one = http_load.request("POST", "/auth/connect/register", body)
-    await http_load.load(port, lambda _: one, wanted=201, connections=CONNECTIONS, seconds=1)
-    load = await http_load.load(port, lambda _: one, wanted=201, connections=CONNECTIONS, seconds=seconds)
-    assert not load.failed, f"{load.failed} registrations failed"
-    return [
-        Figure(
-            "durable registrations over HTTP",
-            load.rate,
-            "/s",
-            appends,
-            "atomic batches of 100",
-            ">= 1,500/s",
-            load.rate >= 1_500,
-        ),
-    ]
 
 
 async def activity(servers: processes.Product, port: int, seconds: float, appends: float) -> list[Figure]:
@@ -175,36 +161,38 @@ async def activity(servers: processes.Product, port: int, seconds: float, append
     load = await http_load.load(port, lambda _: one, wanted=202, connections=8, seconds=seconds)
     assert not load.failed, f"{load.failed} reports failed"
     entries = load.rate * REPORT_ENTRIES
-    return [Figure("activity over HTTP, entries", entries, "/s", appends, "atomic batches of 100", "", None)]
+    return [
+        at_least("activity over HTTP, entries", entries, "/s", appends, "atomic batches of 100", ratio=ACTIVITY_BAR)
+    ]
 
 
 def projection(servers: processes.Product, head: int, pulls: float, inserts: float) -> list[Figure]:
-    """Mixed events from the log into Postgres, live and as a rebuild."""
+    """Mixed events from the log into Postgres: followed from the first batch on, and made anew by the command."""
     limit, limit_is = min((pulls, "pulls"), (inserts, "unnest inserts"))
     with processes.service(servers, "projector", "serve", until="/healthz") as port:
-        say(f"projecting {head} events")
-        started = time.perf_counter()
+        say(f"projecting {head:,} events")
         with processes.service(servers, "projector", "project", serves=False):
-            while (position := log_position(port, servers.tokens["admin"])) < head:
-                assert time.perf_counter() - started < PROJECTION_SECONDS, f"projected only {position} of {head}"
-                time.sleep(POLL_SECONDS)
-            live = head / (time.perf_counter() - started)
-        say(f"rebuilding {head} events")
-        started = time.perf_counter()
-        processes.run("projector", "rebuild", environment=servers.environment)
-        rebuilt = head / (time.perf_counter() - started)
+            first = applied(port, servers.tokens["admin"], 1)
+            started = time.perf_counter()
+            last = applied(port, servers.tokens["admin"], head)
+            live = (last - first) / (time.perf_counter() - started)
+    say(f"rebuilding {head:,} events")
+    started = time.perf_counter()
+    processes.run("projector", "rebuild", environment=servers.environment)
+    rebuilt = head / (time.perf_counter() - started)
     return [
-        Figure(
-            "projected events, start of the process included",
-            live,
-            "/s",
-            limit,
-            limit_is,
-            ">= 10,000/s",
-            live >= 10_000,
-        ),
-        Figure("rebuilt events, start of the process included", rebuilt, "/s", limit, limit_is, "", None),
+        at_least("projected events", live, "/s", limit, limit_is, ratio=PROJECTION_BAR),
+        at_least("rebuilt events, start of the command included", rebuilt, "/s", live, "projected", ratio=REBUILD_BAR),
     ]
+
+
+def applied(port: int, token: str, wanted: int) -> int:
+    """Wait until the read model of the log is so far; how far it is then."""
+    until = time.perf_counter() + PROJECTION_SECONDS
+    while (position := log_position(port, token)) < wanted:
+        assert time.perf_counter() < until, f"projected only {position} of {wanted}"
+        time.sleep(POLL_SECONDS)
+    return position
 
 
 def log_position(port: int, token: str) -> int:
@@ -223,11 +211,6 @@ def post(port: int, path: str, body: object, token: str | None) -> dict[str, str
     with urllib.request.urlopen(request, timeout=10) as answer:
         found: dict[str, str] = json.load(answer)
         return found
-
-
-def say(what: str) -> None:
-    """Progress, for whoever waits."""
-    console.print(f"[dim]{what} ...[/dim]")
 
 
 if __name__ == "__main__":

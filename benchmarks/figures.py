@@ -1,12 +1,18 @@
-"""A figure of a report, and the report: what was measured, beside what limits it."""
+"""A figure of a report, and the report: what was measured, beside what limits it, as a table and as JSON."""
 
+import json
 import os
 import platform
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
+
+_console: Final = Console(stderr=True)
 
 
 class Figure(Struct, frozen=True):
@@ -17,13 +23,39 @@ class Figure(Struct, frozen=True):
     unit: str
     limit: float
     limit_is: str
-    bar: str
-    met: bool | None
+    bar: str = ""
+    met: bool | None = None
 
     @property
     def ratio(self) -> float:
         """Measured by limit; for times, how many raw ones it takes."""
-        return self.measured / self.limit
+        return self.measured / self.limit if self.limit else 0.0
+
+
+class Report(Struct):
+    """A run: on what, its figures, and what its plots are drawn from."""
+
+    machine: str
+    disk_sync_ms: float
+    figures: list[Figure] = []
+    details: dict[str, dict[str, float]] = {}
+    """By table, values by what they are of: in the unit that the table's name says."""
+
+
+def at_least(what: str, measured: float, unit: str, limit: float, limit_is: str, *, ratio: float) -> Figure:
+    """A rate that should be so many times the limit beside it."""
+    return Figure(what, measured, unit, limit, limit_is, f">= {ratio:g} x", measured >= ratio * limit)
+
+
+def at_most(what: str, measured: float, unit: str, limit: float, limit_is: str, bar: float) -> Figure:
+    """A figure that should not be above the bar."""
+    return Figure(what, measured, unit, limit, limit_is, f"<= {bar:g} {unit}".rstrip(), measured <= bar)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that this share of them is not above."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
 def machine(disk_sync_milliseconds: float) -> str:
@@ -32,6 +64,18 @@ def machine(disk_sync_milliseconds: float) -> str:
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"disk sync {disk_sync_milliseconds:.2f} ms"
     )
+
+
+def write(report: Report, file: Path) -> None:
+    """Write a run as JSON, each figure with its ratio."""
+    plain: dict[str, Any] = msgspec.to_builtins(report)
+    plain["figures"] = [msgspec.to_builtins(each) | {"ratio": round(each.ratio, 4)} for each in report.figures]
+    file.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def read(file: Path) -> Report:
+    """A run that was written."""
+    return msgspec.json.decode(file.read_bytes(), type=Report)
 
 
 def show(title: str, figures: Sequence[Figure]) -> None:
@@ -44,7 +88,7 @@ def show(title: str, figures: Sequence[Figure]) -> None:
     table.add_column("bar")
     for each in figures:
         mark = "" if each.met is None else "  met" if each.met else "  MISSED"
-        digits = 1 if each.unit in {"ms", "s"} else 0
+        digits = 1 if each.unit in {"ms", "s"} else 2 if each.unit == "x" else 0
         table.add_row(
             each.what,
             f"{each.measured:,.{digits}f} {each.unit}",
@@ -53,3 +97,8 @@ def show(title: str, figures: Sequence[Figure]) -> None:
             each.bar + mark,
         )
     Console(width=150).print(table)
+
+
+def say(what: str) -> None:
+    """Progress, for whoever waits."""
+    _console.print(f"[dim]{what} ...[/dim]")

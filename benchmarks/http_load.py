@@ -1,13 +1,14 @@
-"""A closed loop of keep-alive HTTP/1.1 connections: as little client as possible, so that the server is measured."""
+"""A loop of keep-alive HTTP/1.1 connections: as little client as possible, so that the server is measured."""
 
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
+import httptools
 from msgspec import Struct
 
-READ_BYTES: Final = 65_536
+ANSWER_SECONDS: Final = 60.0
 
 
 class Load(Struct, frozen=True):
@@ -28,7 +29,7 @@ class Load(Struct, frozen=True):
         return self.milliseconds[min(int(len(self.milliseconds) * share), len(self.milliseconds) - 1)]
 
 
-def request(method: str, path: str, body: bytes, token: str | None = None) -> bytes:
+def request(method: str, path: str, body: bytes = b"", token: str | None = None) -> bytes:
     """The bytes of a request with a JSON body."""
     lines = [
         f"{method} {path} HTTP/1.1",
@@ -41,8 +42,21 @@ def request(method: str, path: str, body: bytes, token: str | None = None) -> by
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def load(port: int, make: Callable[[int], bytes], *, wanted: int, connections: int, seconds: float) -> Load:
-    """Send `make(0)`, `make(1)`, ... over so many connections at once for so long."""
+async def load(
+    port: int,
+    make: Callable[[int], bytes],
+    *,
+    wanted: int,
+    connections: int,
+    seconds: float,
+    rate: float | None = None,
+) -> Load:
+    """Send `make(1)`, `make(2)`, ... over so many connections at once for so long.
+
+    Each connection sends when it has its answer. With a `rate`, requests are due so often in a second, and an answer's
+    time counts from when its request was due: what waits for a connection to be free has waited, too.
+    """
+    loop = asyncio.get_running_loop()
     started = time.perf_counter()
     until = started + seconds
     number = 0
@@ -51,26 +65,73 @@ async def load(port: int, make: Callable[[int], bytes], *, wanted: int, connecti
 
     async def one() -> None:
         nonlocal number, failed
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while (sent := time.perf_counter()) < until:
+        _, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
+        while (since := time.perf_counter()) < until:
             number += 1
-            writer.write(make(number))
-            status = await answer(reader)
+            mine = number
+            if rate is not None:
+                due = started + mine / rate
+                if due >= until:
+                    break
+                if due > since:
+                    await asyncio.sleep(due - since)
+                since = due
+            status = await connection.ask(make(mine))
             if status == wanted:
-                latencies.append((time.perf_counter() - sent) * 1_000)
+                latencies.append((time.perf_counter() - since) * 1_000)
             else:
                 failed += 1
-        writer.close()
+        connection.close()
 
-    await asyncio.gather(*(one() for _ in range(connections)))
+    async with asyncio.timeout(seconds + ANSWER_SECONDS):
+        await asyncio.gather(*(one() for _ in range(connections)))
     return Load(len(latencies), failed, time.perf_counter() - started, sorted(latencies))
 
 
+async def ask(port: int, message: bytes) -> int:
+    """Send one request, over a connection of its own; the status of its answer."""
+    _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", port)
+    try:
+        return await connection.ask(message)
+    finally:
+        connection.close()
+
+
 async def answer(reader: asyncio.StreamReader) -> int:
-    """Read one answer; its status."""
+    """Read one answer whose length is said; its status."""
     head = await reader.readuntil(b"\r\n\r\n")
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length" and int(value):
             await reader.readexactly(int(value))
     return int(head[9:12])
+
+
+class _Connection(asyncio.Protocol):
+    _transport: asyncio.Transport
+    _answer: asyncio.Future[int]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not one by its class
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+
+    def ask(self, message: bytes) -> asyncio.Future[int]:
+        """Send a request; the status of what comes."""
+        self._answer = self._loop.create_future()
+        self._transport.write(message)
+        return self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_message_complete(self) -> None:
+        self._answer.set_result(self._parser.get_status_code())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if hasattr(self, "_answer") and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError("the server ended the connection"))
+
+    def close(self) -> None:
+        """End it."""
+        self._transport.close()

@@ -246,7 +246,7 @@ async def _revoke_through(
         waiting[grant] = datetime.now(UTC)
         while grant not in acknowledged:
             try:
-                status = await asyncio.wait_for(_ask(port, revoker.revocation(grant)), ANSWER_SECONDS)
+                status = await asyncio.wait_for(http_load.ask(port, revoker.revocation(grant)), ANSWER_SECONDS)
             except (TimeoutError, OSError, asyncio.IncompleteReadError):
                 continue
             if status == 204:
@@ -309,15 +309,6 @@ def in_memory() -> list[Figure]:
         Figure("is_revoked, beside 1,000,000 revocations", rate, "/s", limit, "a set of strings", "", None),
         Figure("memory for 1,000,000 revocations", megabytes, "MB", ENTRIES * 16 / 1e6, "16 bytes each", "", None),
     ]
-
-
-async def _ask(port: int, request: bytes) -> int:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(request)
-        return await http_load.answer(reader)
-    finally:
-        writer.close()
 
 
 def _post(port: int, path: str, body: object) -> dict[str, str]:

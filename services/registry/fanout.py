@@ -46,7 +46,7 @@ SAVE_SECONDS: Final = 1.0
 WAIT_SECONDS: Final = 1.0
 MAX_TRIES: Final = 10
 _LEASE: Final = "lease"
-_CHECKPOINT: Final = "checkpoint"
+CHECKPOINT: Final = "checkpoint"
 
 _log = structlog.get_logger("fanout")
 
@@ -133,7 +133,7 @@ class Fanout:
 
     async def _load(self) -> None:
         identity = (await self._reader.state()).identity
-        entry = await self._bucket.get(_CHECKPOINT)
+        entry = await self._bucket.get(CHECKPOINT)
         self._revision = 0 if entry is None else entry.revision
         self._checkpoint = Checkpoint(identity, 0)
         if entry is not None and entry.value is not None:
@@ -163,7 +163,7 @@ class Fanout:
     async def _save(self, checkpoint: Checkpoint) -> None:
         newest, newest_id = max(self._log.newest, (checkpoint.newest, checkpoint.newest_id))
         checkpoint = msgspec.structs.replace(checkpoint, newest=newest, newest_id=newest_id)
-        written = await self._bucket.put(_CHECKPOINT, msgspec.json.encode(checkpoint), revision=self._revision)
+        written = await self._bucket.put(CHECKPOINT, msgspec.json.encode(checkpoint), revision=self._revision)
         if written is None:
             raise LeaseLost
         self._checkpoint, self._revision = checkpoint, written

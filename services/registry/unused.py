@@ -35,6 +35,11 @@ EXPIRED_TOGETHER: Final = 100
 """Clients expired at once: their events share the log's disk syncs."""
 WAIT_SECONDS: Final = 1.0
 CHECKPOINT_SECONDS: Final = 30.0
+READ_MESSAGES: Final = 200
+READ_RESTS_TIMES: Final = 3.0
+"""How many times as long as reading some of the log took it is left alone, while there is more: whoever has the lease
+may have millions of events to read, in a process that serves requests."""
+MAX_READ_REST_SECONDS: Final = 0.25
 _LEASE: Final = "unused-lease"
 _CHECKPOINT: Final = "unused-checkpoint"
 _FILTERS: Final = (subjects.client_record("*"), subjects.CLIENT_GATES, subjects.grant_record("*", "*"))
@@ -89,27 +94,31 @@ class Unused:
     async def _follow(self) -> None:
         identity = (await self._log.reader.state()).identity
         after, revision = await self._checkpoint(identity)
-        saved, save_at = after, asyncio.get_running_loop().time() + CHECKPOINT_SECONDS
+        loop = asyncio.get_running_loop()
+        saved, save_at = after, loop.time() + CHECKPOINT_SECONDS
         self._waiting.clear()
         self._held.clear()
-        async with self._log.reader.follow(after, _FILTERS) as follower:
+        async with self._log.reader.follow(after, _FILTERS, messages=READ_MESSAGES) as follower:
             while True:
                 await self._lease.keep()
+                began = loop.time()
                 for raw in await follower.next(RENEW_SECONDS):
                     self._take(raw)
                 # Whether the oldest were ever used is known only once all that was recorded since is read.
-                if follower.pending == 0:
+                if follower.pending:
+                    await asyncio.sleep(min((loop.time() - began) * READ_RESTS_TIMES, MAX_READ_REST_SECONDS))
+                elif follower.pending == 0:
                     await self._settle_held()
                     if len(self._waiting) > self._ceiling:
                         await self._expire_oldest()
                 settled = next(iter(self._waiting.values()), follower.after + 1) - 1
-                if settled > saved and asyncio.get_running_loop().time() >= save_at:
+                if settled > saved and loop.time() >= save_at:
                     body = msgspec.json.encode(Checkpoint(identity, settled))
                     written = await self._bucket.put(_CHECKPOINT, body, revision=revision)
                     if written is None:
                         raise LeaseLost
                     saved, revision = settled, written
-                    save_at = asyncio.get_running_loop().time() + CHECKPOINT_SECONDS
+                    save_at = loop.time() + CHECKPOINT_SECONDS
 
     async def _checkpoint(self, identity: str) -> tuple[int, int]:
         entry = await self._bucket.get(_CHECKPOINT)

@@ -15,7 +15,7 @@ from registry import clients, grants, store
 from registry.buckets import Bucket
 from registry.clients import NEVER_USED
 from registry.store import Log
-from registry.unused import Unused
+from registry.unused import READ_MESSAGES, Unused
 from tests.registry.conftest import new_id
 from tests.registry.given import BY_ADMIN, CLAUDE, NOON, PROPOSED, REGISTERED
 
@@ -133,3 +133,17 @@ def test_an_admins_suspension_takes_the_place_of_a_hold() -> None:
     assert suspended is not None
     assert clients.settle(suspended, BY_ADMIN, used=True) is None
     assert clients.settle(suspended, BY_ADMIN, used=False) is None
+
+
+async def test_a_log_of_many_reads_is_read_to_its_end_before_anything_is_expired(nats: Client, log: Log) -> None:
+    """Users of an old register: that they use a client may be the last thing that its log says."""
+    names = [f"c{number}" for number in range(2 * READ_MESSAGES + 2)]
+    for each in names[:2]:
+        await register(log, each)
+    await asyncio.gather(*(register(log, each) for each in names[2:]))
+    await grant(log, names[0])
+    async with keeping(nats, log, ceiling=len(names) - 2):
+        await until(log, names[1:2], ["deleted"])
+        found = await statuses(log, *names)
+    assert found[0] == "active"
+    assert found.count("deleted") == 1

@@ -1,0 +1,271 @@
+"""A register of a million clients: made, made anew, asked, and written to; and what it takes of memory and disk."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlencode
+
+import asyncpg
+import nats
+import psutil
+import uvloop
+from nats.aio.client import Client
+
+from benchmarks import raw, registrations
+from benchmarks.figures import Figure, Report, at_most, percentile, say
+from benchmarks.seed import GIANT, History, fill
+from deploy.dev import processes
+from grantbook import subjects
+from grantbook.sdk.log import LogReader
+
+LOG_BYTES: Final = 64 * 2**30
+PAGES: Final = 60
+TOTALS: Final = 10
+PAGE_BAR_MS: Final = 30.0
+TOTAL_BAR_MS: Final = 150.0
+INSPECT_BAR_MS: Final = 20.0
+INSPECT_RATIO: Final = 1.2
+INSPECT_LIMIT: Final = 100
+INSPECT_PAGES: Final = 1_000
+COST_BAR: Final = 1.15
+MEMORY_BAR_MB: Final = 200.0
+MEGABYTE: Final = 1e6
+PULLS: Final = 200_000
+SEED_BAR: Final = 20_000.0
+ANSWER_SECONDS: Final = 120.0
+
+T = TypeVar("T")
+
+
+def filters(now: datetime) -> dict[str, dict[str, str]]:
+    """Every filter of the list of clients, with values that many, few and no clients have."""
+    day = timedelta(days=1)
+    return {
+        "no filter": {},
+        "status=any": {"status": "any"},
+        "status=suspended": {"status": "suspended"},
+        "status=deleted": {"status": "deleted"},
+        "name, of many": {"name": "claude"},
+        "name, of few": {"name": "cursor 499"},
+        "name, of none": {"name": "nobody's"},
+        "name, two characters": {"name": "go"},
+        "redirect_uri, of all": {"redirect_uri": "callback"},
+        "redirect_uri, of one": {"redirect_uri": "own-5000.example"},
+        "redirect_uri, of none": {"redirect_uri": "nowhere.example"},
+        "redirect_host, of all": {"redirect_host": "example"},
+        "redirect_host, of one": {"redirect_host": "own-5000.example"},
+        "redirect_host, of many": {"redirect_host": "agent-7.example"},
+        "grant_type": {"grant_type": "refresh_token"},
+        "grant_type, of none": {"grant_type": "password"},
+        "source=dcr": {"source": "dcr"},
+        "source=cimd": {"source": "cimd"},
+        "flag=known_name_unknown_host": {"flag": "known_name_unknown_host"},
+        "flag=never_used": {"flag": "never_used"},
+        "flag=punycode_host": {"flag": "punycode_host"},
+        "created_after": {"created_after": (now - day).isoformat()},
+        "created, one day": {
+            "created_after": (now - 20 * day).isoformat(),
+            "created_before": (now - 19 * day).isoformat(),
+        },
+        "last_activity_before": {"last_activity_before": now.isoformat()},
+        "has_active_grants=true": {"has_active_grants": "true"},
+        "has_active_grants=false": {"has_active_grants": "false"},
+    }
+
+
+SORTS: Final = ("created_at", "client_name", "last_activity_at", "active_grants")
+
+
+class Reads:
+    """The read API as an admin asks it, over one connection after the other."""
+
+    def __init__(self, port: int, token: str) -> None:
+        self._port = port
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    def get(self, path: str, **query: str) -> Any:
+        """The answer."""
+        url = f"http://127.0.0.1:{self._port}{path}?{urlencode(query)}"
+        with urllib.request.urlopen(urllib.request.Request(url, headers=self._headers), timeout=ANSWER_SECONDS) as it:
+            return json.load(it)
+
+    def milliseconds(self, times: int, path: str, **query: str) -> list[float]:
+        """How long each of so many took, after one that nobody counts."""
+        self.get(path, **query)
+        return [self._once(path, query) for _ in range(times)]
+
+    def _once(self, path: str, query: dict[str, str]) -> float:
+        started = time.perf_counter()
+        self.get(path, **query)
+        return (time.perf_counter() - started) * 1_000
+
+
+def scale(servers: processes.Product, report: Report, *, clients: int, grants: int, seconds: float) -> None:
+    """Fill the register of these servers, measure it, and add to the report."""
+    environment = servers.environment
+    processes.run("registry", "ensure-streams", "--log-max-bytes", str(LOG_BYTES), environment=environment)
+    with processes.service(servers, "registry", "serve") as port:
+        uvloop.run(registrations.load(port, registrations.WARM_SECONDS))
+        small = uvloop.run(registrations.load(port, seconds)).rate
+    say(f"seeding {clients:,} clients and {grants:,} grants")
+    history = History(clients, grants, datetime.now(UTC))
+    before = uvloop.run(_with_nats(servers, _log_events))
+    started = time.perf_counter()
+    events = uvloop.run(fill(servers.nats_url, history, processes=psutil.cpu_count() or 1))
+    written = (events - before) / (time.perf_counter() - started)
+    pulls = uvloop.run(_with_nats(servers, lambda each: raw.pulls(each, subjects.LOG, min(events, PULLS))))
+    say(f"making the read models of {events:,} events")
+    started = time.perf_counter()
+    processes.run("projector", "rebuild", environment=environment)
+    rebuilt = events / (time.perf_counter() - started)
+    report.figures += [
+        Figure("seeded events, into the log", written, "/s", SEED_BAR, "bar", ">= 20,000/s", written >= SEED_BAR),
+        Figure(f"rebuilt events, of {events:,}", rebuilt, "/s", pulls, "pulls of one client"),
+    ]
+    say("asking for lists")
+    with processes.service(servers, "projector", "serve", until="/healthz") as port:
+        _reads(Reads(port, servers.tokens["admin"]), report, clients)
+        report.details["memory, MB"] = _memory()
+    report.details["size"] = uvloop.run(_sizes(servers)) | {"events": float(events)}
+    say("registrations while a registry that has just started reads the log for clients that were never used")
+    with processes.service(servers, "registry", "serve") as port:
+        reading = uvloop.run(registrations.load(port, seconds)).rate
+    say("registrations")
+    servers.environment["GRANTBOOK_MAX_UNUSED_CLIENTS"] = "off"
+    with processes.service(servers, "registry", "serve") as port:
+        uvloop.run(registrations.load(port, registrations.WARM_SECONDS))
+        large = uvloop.run(registrations.load(port, seconds)).rate
+        report.details["memory, MB"] |= _memory()
+    report.figures += [
+        at_most(f"cost of a registration at {clients:,} clients", small / large, "x", 1.0, "at few", COST_BAR),
+        Figure(f"the same, minutes after a start at {events:,} events", small / reading, "x", 1.0, "at few"),
+    ]
+    for name in ("registry serve", "projector serve"):
+        most = report.details["memory, MB"].get(name, 0.0)
+        report.figures.append(at_most(f"memory of `{name}`", most, "MB", MEMORY_BAR_MB, "bar", MEMORY_BAR_MB))
+
+
+def _reads(reads: Reads, report: Report, clients: int) -> None:
+    path = "/admin/v1/clients"
+    about_nothing = percentile(reads.milliseconds(PAGES, "/healthz"), 0.5)
+    pages, totals = {}, {}
+    for name, query in filters(datetime.now(UTC)).items():
+        pages[name] = percentile(reads.milliseconds(PAGES, path, **query), 0.99)
+        totals[name] = percentile(reads.milliseconds(TOTALS, path, **query, count="true"), 0.99)
+    for name in SORTS:
+        for sort in (name, f"-{name}"):
+            pages[f"sort={sort}"] = percentile(reads.milliseconds(PAGES, path, sort=sort), 0.99)
+    report.details |= {"pages of the list, p99 in ms": pages, "pages with their exact totals, p99 in ms": totals}
+    for what, times, bar in (
+        ("a page of the list", pages, PAGE_BAR_MS),
+        ("a page with its exact total", totals, TOTAL_BAR_MS),
+    ):
+        worst = max(times, key=lambda each: times[each])
+        beside = "an answer about nothing"
+        report.figures += [
+            Figure(
+                f"{what} of {clients:,} clients, p99, median of {len(times)}",
+                percentile(list(times.values()), 0.5),
+                "ms",
+                about_nothing,
+                beside,
+            ),
+            at_most(f"the same, worst: {worst}", times[worst], "ms", about_nothing, beside, bar),
+        ]
+    report.figures += _inspected(reads, about_nothing)
+
+
+def _inspected(reads: Reads, about_nothing: float) -> list[Figure]:
+    """The first page of a client with many grants, and a late one."""
+    path = f"/admin/v1/clients/{quote(GIANT)}/grants"
+    first = {"status": "any", "sort": "-issued_at", "limit": str(INSPECT_LIMIT)}
+    page, number, late = reads.get(path, **first), 1, first
+    while number < INSPECT_PAGES and "next_cursor" in page:
+        late = first | {"cursor": page["next_cursor"]}
+        page, number = reads.get(path, **late), number + 1
+    times = [reads.milliseconds(PAGES, path, **query) for query in (first, late, first, late)]
+    one, other = (percentile(times[each] + times[each + 2], 0.99) for each in (0, 1))
+    middle, of_late = (percentile(times[each] + times[each + 2], 0.5) for each in (0, 1))
+    what = f"of a client with many grants, {INSPECT_LIMIT} a page"
+    beside = "an answer about nothing"
+    return [
+        at_most(f"page 1 {what}, p99", one, "ms", about_nothing, beside, INSPECT_BAR_MS),
+        at_most(f"page {number:,} {what}, p99", other, "ms", about_nothing, beside, INSPECT_BAR_MS),
+        at_most(f"page {number:,} by page 1, medians", of_late / middle, "x", 1.0, "page 1", INSPECT_RATIO),
+    ]
+
+
+def _memory() -> dict[str, float]:
+    """Resident memory of what runs, in megabytes: Postgres without what its processes share."""
+    found: dict[str, float] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+            memory = process.memory_full_info()
+        except psutil.Error:
+            continue
+        for name, part in (
+            ("registry serve", "-m registry serve"),
+            ("projector serve", "-m projector serve"),
+            ("nats-server", "nats-server"),
+        ):
+            if part in line:
+                found[name] = found.get(name, 0.0) + memory.rss / MEGABYTE
+        if "postgres" in line and "-m " not in line:
+            found["Postgres, unshared"] = found.get("Postgres, unshared", 0.0) + memory.uss / MEGABYTE
+    return found
+
+
+async def _with_nats(servers: processes.Product, work: Callable[[Client], Awaitable[T]]) -> T:
+    connection = await nats.connect(servers.nats_url)
+    try:
+        return await work(connection)
+    finally:
+        await connection.close()
+
+
+async def _log_events(connection: Client) -> int:
+    async with LogReader(connection, subjects.LOG) as log:
+        return (await log.state()).last
+
+
+async def _streams(connection: Client) -> dict[str, float]:
+    sizes: dict[str, float] = {}
+    for stream in (subjects.LOG, subjects.REVOCATIONS):
+        answer = await connection.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=ANSWER_SECONDS)
+        state = json.loads(answer.data)["state"]
+        sizes |= {
+            f"{stream}: messages": state["messages"],
+            f"{stream}: bytes": state["bytes"],
+            f"{stream}: subjects": state["num_subjects"],
+        }
+    return sizes
+
+
+def _bytes(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+
+
+async def _sizes(servers: processes.Product) -> dict[str, float]:
+    """Bytes on disk, and rows: of the streams, and of each table with its indexes."""
+    sizes = await _with_nats(servers, _streams)
+    sizes["nats: bytes on disk"] = _bytes(servers.folder / "nats")
+    database = await asyncpg.connect(servers.database_url)
+    try:
+        for row in await database.fetch(
+            """
+            SELECT relname, reltuples, pg_table_size(c.oid) AS rows, pg_indexes_size(c.oid) AS indexes
+            FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+            WHERE relkind = 'r' AND nspname LIKE 'grantbook\\_%' AND nspname <> 'grantbook_meta'
+            """
+        ):
+            sizes[f"{row['relname']}: rows"] = max(0.0, row["reltuples"])
+            sizes[f"{row['relname']}: bytes of rows"] = row["rows"]
+            sizes[f"{row['relname']}: bytes of indexes"] = row["indexes"]
+    finally:
+        await database.close()
+    return sizes
