@@ -71,9 +71,15 @@ def main(
                 report.figures += uvloop.run(fanout.fanout(servers, grants=deleted))
         if clients:
             say(f"a register of {clients:,} clients and {grants:,} grants")
+            keep(report, record)  # it takes the longest: what is there by now is not lost with it
             with limitless(place / "scale") as servers:
                 scale(servers, report, clients=clients, grants=grants, seconds=seconds)
     figures.show(f"Grantbook on {report.machine}", report.figures)
+    keep(report, record)
+
+
+def keep(report: Report, record: Path | None) -> None:
+    """Write figures and plots, if they are to be kept."""
     if record is not None:
         record.mkdir(parents=True, exist_ok=True)
         figures.write(report, record / "figures.json")

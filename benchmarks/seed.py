@@ -24,6 +24,7 @@ from nats.aio.client import Client
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from door import logs
 from grantbook import subjects, wire
 from grantbook.events import Actor, ClientDeleted, ClientMetadata, ClientRegistered, Event, GrantIssued, GrantRevoked
 from grantbook.sdk.log import LogReader
@@ -38,7 +39,7 @@ UNDER_WAY: Final = 4
 MAX_USERS: Final = 50_000
 GIANT: Final = "giant"
 """The client that a tenth of all grants are of."""
-WEIGHTS: Final = (0, 0, 0, 1, 1, 2, 3, 5, 8, 30)
+WEIGHTS: Final = (30, 8, 5, 3, 2, 1, 1, 0, 0, 0)
 """What clients have of the other grants, in turns: most have few or none, a few have many."""
 AGENTS: Final = ("Claude", "Cursor", "ChatGPT", "MCP Inspector", "Visual Studio Code", "Goose", "Agent", "My agent")
 REVOKED_SHARE: Final = 0.2
@@ -275,6 +276,7 @@ def main(clients: int, grants: int, nats_url: str, database_url: str, processes:
     A tenth of the grants are those of one client, `giant`. A fifth of the grants is revoked, and a twentieth of the
     clients deleted.
     """
+    logs.configure(level="WARNING")
     history = History(clients, grants, datetime.now(UTC))
     started = time.perf_counter()
     written = uvloop.run(fill(nats_url, history, processes=processes))

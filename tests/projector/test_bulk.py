@@ -40,7 +40,7 @@ def eventful() -> list[Event]:
         redirects.append(redirecting(f"r{number}", dice.choice(hosts)))
         redirects.append(moved(f"r{dice.randrange(number + 1)}", dice.choice(hosts), dice.choice(hosts)))
     lives.append(iter([*redirects, *mixed()]))
-    events = []
+    events: list[Event] = []
     while lives:
         life = dice.choice(lives)
         event = next(life, None)
@@ -50,7 +50,7 @@ def eventful() -> list[Event]:
             events.append(event)
     # What no registry writes: facts about what is not there, or not there yet.
     late = given.issued("late", "g", "u3")
-    odd = [given.revoked("late", "g", "u3"), late, moved("late", hosts[0]), given.suspended("late")]
+    odd: list[Event] = [given.revoked("late", "g", "u3"), late, moved("late", hosts[0]), given.suspended("late")]
     return [*odd, *events, given.registered("late"), given.issued("never", "g", "u4"), moved("never", hosts[1])]
 
 
@@ -169,3 +169,21 @@ def works(pid: str) -> bool:
     """Whether the process is there, and not only its entry."""
     stat = Path("/proc", pid, "stat")
     return stat.exists() and " Z " not in stat.read_text()
+
+
+async def test_the_seed_fills_log_and_read_models(
+    log: Client,
+    database: Connection,
+    nats_url: str,
+    database_url: str,
+) -> None:
+    """Whoever wants a large register to try things on: one command, and the projector has nothing to do."""
+    servers = ["--nats-url", nats_url, "--database-url", database_url]
+    command = [sys.executable, "-m", "benchmarks.seed", "--clients", "40", "--grants", "400", *servers]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: ASYNC221  nothing else runs
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["log", "read models"]
+    assert await database.fetchval("SELECT count(*) FROM clients") == 40
+    assert await database.fetchval("SELECT count(*) FROM grants") == 400
+    command = [sys.executable, "-m", "projector", "verify", *servers]
+    assert b"no differences" in subprocess.run(command, capture_output=True, check=True).stdout  # noqa: ASYNC221
