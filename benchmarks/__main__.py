@@ -28,7 +28,6 @@ POLL_SECONDS: Final = 0.1
 PROJECTION_SECONDS: Final = 600.0
 LIFETIME: Final = timedelta(hours=1)
 GRANTS_A_CLIENT: Final = 8
-RECORD: Final = Path("docs/benchmarks")
 ACTIVITY_BAR: Final = 0.6
 PROJECTION_BAR: Final = 0.75
 REBUILD_BAR: Final = 1.5
@@ -44,7 +43,7 @@ REBUILD_BAR: Final = 1.5
 @click.option(
     "--record",
     type=click.Path(file_okay=False, path_type=Path),
-    help=f"Write figures (JSON) and plots (SVG) into this folder, as `{RECORD}` has them.",
+    help="Write figures (JSON) and plots (SVG) into this folder.",
 )
 def main(
     seconds: float, events: int, rounds: int, deleted: int, clients: int, grants: int, record: Path | None

@@ -29,7 +29,7 @@ class Load(Struct, frozen=True):
         return self.milliseconds[min(int(len(self.milliseconds) * share), len(self.milliseconds) - 1)]
 
 
-def request(method: str, path: str, body: bytes = b"", token: str | None = None) -> bytes:
+def request(method: str, path: str, body: bytes, token: str | None = None) -> bytes:
     """The bytes of a request with a JSON body."""
     lines = [
         f"{method} {path} HTTP/1.1",

@@ -1,8 +1,8 @@
 """Make the read models of the log in bulk: copy all of it into tables without indexes, then make rows, then indexes.
 
 Row by row the same as what the live projector comes to, by other statements: those of `apply.sql` change what is there
-for each batch, these see all of the log at once. That is several times as fast, as each index is built once, from
-sorted rows, and as the log is read by several processes, a part of it each.
+for each batch, these see all of the log at once. That is faster where the log is long: each index is built once, from
+sorted rows, and several processes read the log, a part of it each.
 """
 
 import asyncio
@@ -157,7 +157,7 @@ async def build(
         indexes = await _without_indexes(builders[0])
         for name, like in loader.LOADED.items():
             # What is lost with the machine is made anew: nothing of it need be written twice.
-            await builders[0].execute(f"CREATE UNLOGGED TABLE {name} {_defined(like)} WITH (autovacuum_enabled = off)")
+            await builders[0].execute(f"CREATE UNLOGGED TABLE {name} {like} WITH (autovacuum_enabled = off)")
         opened = [await stack.enter_async_context(each(schema)) for each in loaders]
         reached = await _loaded(opened, identity, until, told)
         await _made(builders, indexes, until, told)
@@ -173,10 +173,6 @@ _SETTINGS: Final = """
     -- As many steps as there are cores are under way already.
     SET max_parallel_workers_per_gather = 0; SET max_parallel_maintenance_workers = 0
 """
-
-
-def _defined(like: str) -> str:
-    return f"({like})" if like.startswith("LIKE") else like
 
 
 async def _without_indexes(connection: Connection) -> list[Index]:

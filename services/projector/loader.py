@@ -33,8 +33,8 @@ COPIED_AT_ONCE: Final = 10_000
 COPY_SECONDS: Final = 600.0
 
 LOADED: Final = {
-    "loaded_hours": "LIKE hours",
-    "loaded_hosts": "LIKE redirect_hosts",
+    "loaded_hours": "(LIKE hours)",
+    "loaded_hosts": "(LIKE redirect_hosts)",
     "loaded_clients": "OF new_client",
     "loaded_metadata": "OF new_metadata",
     "loaded_gates": "OF new_gate",
