@@ -164,7 +164,7 @@ async def activity(servers: processes.Product, port: int, seconds: float, append
     }
     one = http_load.request("POST", "/idp/v1/activity", json.dumps(report).encode(), token)
     load = await http_load.load(port, lambda _: one, wanted=202, connections=8, seconds=seconds)
-    assert not load.failed, f"{load.failed} reports failed"
+    assert not load.failed, f"reports failed: {dict(load.refused)}"
     entries = load.rate * REPORT_ENTRIES
     return [
         at_least("activity over HTTP, entries", entries, "/s", appends, "atomic batches of 100", ratio=ACTIVITY_BAR)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -9,15 +10,23 @@ import httptools
 from msgspec import Struct
 
 ANSWER_SECONDS: Final = 60.0
+WORDS: Final = 200
+"""Characters of an answer that was not wanted, to tell it by."""
 
 
 class Load(Struct, frozen=True):
     """What a load came to. Latencies in milliseconds, sorted."""
 
     answered: int
-    failed: int
+    refused: Counter[str]
+    """What was answered instead: status and body, and how often."""
     seconds: float
     milliseconds: list[float]
+
+    @property
+    def failed(self) -> int:
+        """Answers of another status."""
+        return self.refused.total()
 
     @property
     def rate(self) -> float:
@@ -60,11 +69,11 @@ async def load(
     started = time.perf_counter()
     until = started + seconds
     number = 0
-    failed = 0
+    refused: Counter[str] = Counter()
     latencies: list[float] = []
 
     async def one() -> None:
-        nonlocal number, failed
+        nonlocal number
         _, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
         while (since := time.perf_counter()) < until:
             number += 1
@@ -80,12 +89,12 @@ async def load(
             if status == wanted:
                 latencies.append((time.perf_counter() - since) * 1_000)
             else:
-                failed += 1
+                refused[f"{status} {connection.body[:WORDS].decode(errors='replace')}"] += 1
         connection.close()
 
     async with asyncio.timeout(seconds + ANSWER_SECONDS):
         await asyncio.gather(*(one() for _ in range(connections)))
-    return Load(len(latencies), failed, time.perf_counter() - started, sorted(latencies))
+    return Load(len(latencies), refused, time.perf_counter() - started, sorted(latencies))
 
 
 async def ask(port: int, message: bytes) -> int:
@@ -108,6 +117,8 @@ async def answer(reader: asyncio.StreamReader) -> int:
 
 
 class _Connection(asyncio.Protocol):
+    body = b""
+    """Of the last answer."""
     _transport: asyncio.Transport
     _answer: asyncio.Future[int]
 
@@ -119,11 +130,15 @@ class _Connection(asyncio.Protocol):
     def ask(self, message: bytes) -> asyncio.Future[int]:
         """Send a request; the status of what comes."""
         self._answer = self._loop.create_future()
+        self.body = b""
         self._transport.write(message)
         return self._answer
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
 
     def on_message_complete(self) -> None:
         self._answer.set_result(self._parser.get_status_code())

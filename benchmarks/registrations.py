@@ -39,7 +39,7 @@ async def load(
     """Agents' requests to their 201. Where some may fail, the load tells how many did."""
     one = http_load.request("POST", path, BODY)
     done = await http_load.load(port, lambda _: one, wanted=201, connections=CONNECTIONS, seconds=seconds, rate=rate)
-    assert some_fail or not done.failed, f"{done.failed} registrations failed"
+    assert some_fail or not done.failed, f"registrations failed: {dict(done.refused)}"
     return done
 
 

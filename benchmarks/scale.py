@@ -134,6 +134,8 @@ def scale(servers: processes.Product, report: Report, *, clients: int, grants: i
     say("registrations while a registry that has just started reads the log for clients that were never used")
     with processes.service(servers, "registry", "serve") as port:
         reading = uvloop.run(registrations.load(port, seconds, some_fail=True))
+        for answer, times in reading.refused.items():
+            say(f"{times:,} were answered {answer}")
     say("registrations")
     servers.environment["GRANTBOOK_MAX_UNUSED_CLIENTS"] = "off"
     with processes.service(servers, "registry", "serve") as port:
