@@ -8,7 +8,7 @@ import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.plugins.prometheus import PrometheusConfig, PrometheusController
+from litestar.plugins.prometheus import PrometheusController
 from litestar.types import ControllerRouterHandler
 
 from door import docs, health, logs, problems, requests, roles
@@ -18,7 +18,7 @@ MAX_BODY_BYTES: Final = 1_048_576
 
 
 class _Metrics(PrometheusController):
-    """Prometheus metrics of this process."""
+    """Prometheus metrics: of this process, or of all workers that serve together."""
 
     guards = (roles.requires("ops"),)
     tags = ("operating",)
@@ -61,12 +61,11 @@ def litestar_app(
         dependencies={"caller": Provide(roles.caller_of, sync_to_thread=False), **(dependencies or {})},
         exception_handlers=problems.handlers(answers or {}, renderings or {}),
         lifespan=list(lifespan),
-        middleware=[PrometheusConfig(app_name=name, prefix="grantbook", group_path=True).middleware],
         request_max_body_size=max_body_bytes,
         state=State({"keyring": keyring, **(state or {})}),
         logging_config=None,
         debug=False,
     )
     # Litestar's own middleware runs inside of routes alone. This one must see what no route matched, too.
-    app.asgi_handler = requests.around(app.asgi_handler, mint_request_id=mint_request_id)
+    app.asgi_handler = requests.around(app.asgi_handler, name=name, mint_request_id=mint_request_id)
     return app

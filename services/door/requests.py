@@ -14,6 +14,8 @@ import structlog
 from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from door import metrics
+
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 REQUEST_ID_HEADER: Final = "X-Request-Id"
@@ -86,8 +88,11 @@ def traceparent_in(value: bytes | None) -> str | None:
     return value[:_TRACEPARENT_CHARACTERS].decode()
 
 
-def around(app: ASGIApp, *, mint_request_id: Callable[[], str]) -> ASGIApp:
-    """The application with all of this around it. `mint_request_id` gives ids of `[A-Za-z0-9_-]{1,64}`."""
+def around(app: ASGIApp, *, name: str, mint_request_id: Callable[[], str]) -> ASGIApp:
+    """The application with all of this around it; its requests are counted under `name`.
+
+    `mint_request_id` gives ids of `[A-Za-z0-9_-]{1,64}`.
+    """
 
     async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -117,12 +122,14 @@ def around(app: ASGIApp, *, mint_request_id: Callable[[], str]) -> ASGIApp:
             await app(scope, receive, send_with_headers)
         finally:
             template = cast("dict[str, Any]", scope).get("path_template", UNMATCHED)
+            seconds = time.perf_counter() - started
+            metrics.note(name, method, template, status, seconds)
             (log.debug if template in QUIET else log.info)(
                 "request",
                 method=method,
                 path=template,
                 status=status,  # 0: the caller left before there was an answer
-                ms=round((time.perf_counter() - started) * 1_000, 2),
+                ms=round(seconds * 1_000, 2),
             )
             _current.reset(token)
 

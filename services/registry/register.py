@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
+from litestar import Request
 from msgspec import Struct
 
 from door.limits import Limits
@@ -45,3 +47,9 @@ class Register(Struct, frozen=True):
     def activity_position(self, sequence: int) -> dict[str, str]:
         """The answer's header for a position of the activity log."""
         return {"Grantbook-Position": str(positions.Position("activity", self.activity_identity, sequence))}
+
+
+def register_of(request: Request[Any, Any, Any]) -> Register:
+    """What others are handed as `register`. Handing it over takes a tenth of the time that a registration does."""
+    register: Register = request.app.state.registry.register
+    return register

@@ -136,7 +136,7 @@ async def test_a_server_still_knows_that_it_was_asked_for_head() -> None:
         pass
 
     scope: Any = {"type": "http", "method": "HEAD", "path": "/p", "headers": []}
-    app = requests.around(inner, mint_request_id=lambda: "minted")
+    app = requests.around(inner, name="test", mint_request_id=lambda: "minted")
     await app(scope, nowhere, nowhere)  # type: ignore[arg-type]  # plain dicts, as servers send
     assert scope["method"] == "HEAD"
 
@@ -155,7 +155,7 @@ async def test_what_surrounds_a_request_costs_little(capsys: pytest.CaptureFixtu
     async def nowhere(_: object) -> None:
         pass
 
-    app = requests.around(inner, mint_request_id=lambda: "minted")
+    app = requests.around(inner, name="test", mint_request_id=lambda: "minted")
     times = []
     for _ in range(10):
         started = time.perf_counter()

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from door import docs
 from door.problems import CODES, Problem, invalid_parameter
+from door.ready import ReadyResponse
 from door.requests import current_traceparent
 from door.roles import Caller, requires
 from grantbook import positions, receipts, subjects
@@ -62,7 +63,7 @@ class StaleDeleted(Struct, frozen=True):
 )
 async def add_client(
     request: Request[Any, Any, Any], register: NamedDependency[Register], caller: NamedDependency[Caller]
-) -> Response[bytes]:
+) -> ReadyResponse[bytes]:
     """Put a client on the register by hand; its source is `manual`. The body is metadata as RFC 7591 has it.
 
     The answer is RFC 7591's too, with the secret and the registration access token, which are shown this once.

@@ -4,6 +4,7 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
+import msgspec
 from litestar import Request, Response, get, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath
@@ -12,8 +13,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 from appraisal import flags
 from door import docs
 from door.problems import Problem
+from door.ready import ReadyResponse
 from door.requests import current_traceparent
-from door.roles import Caller, requires
+from door.roles import Caller, caller_of, requires
 from door.times import utc
 from grantbook import subjects
 from grantbook.events import Actor, ClientMetadataChanged, ClientRegistered, GrantRevoked
@@ -24,7 +26,7 @@ from registry.api.registration import MAX_BODY_BYTES
 from registry.clients import Client, ClientNotFound, Intent
 from registry.grants import Grant, Proposal
 from registry.metadata import MetadataRefused
-from registry.register import Register
+from registry.register import Register, register_of
 from registry.store import client, holding, user
 
 MAX_ACTIVITY_BYTES: Final = 8 * 1024 * 1024
@@ -196,13 +198,9 @@ async def authenticate_client(
     opt=docs.takes(GrantRequest),
     tags=["identity provider"],
 )
-async def issue_grant(
-    client_id: FromPath[str],
-    request: Request[Any, Any, Any],
-    register: NamedDependency[Register],
-    caller: NamedDependency[Caller],
-) -> Response[GrantAnswer]:
+async def issue_grant(client_id: FromPath[str], request: Request[Any, Any, Any]) -> ReadyResponse[GrantAnswer]:
     """Record that a user let a client in. 200 when just this grant was recorded before."""
+    register, caller = register_of(request), caller_of(request)
     asked = decoded(await request.body(), GrantRequest)
     grant_id = register.new_id() if asked.grant_id is UNSET else asked.grant_id
     aggregate = holding(subjects.token_in_path(client_id), subjects.token(grant_id))
@@ -231,8 +229,8 @@ async def issue_grant(
         issued_at=grant.issued_at if grant else proposal.at,
         expires_at=proposal.expires_at,
     )
-    return Response(
-        answer,
+    return ReadyResponse(
+        msgspec.json.encode(answer),
         status_code=HTTPStatus.CREATED if new else HTTPStatus.OK,
         headers=register.log_position(receipt.position),
     )
@@ -319,10 +317,9 @@ async def intent_for(said: Why, register: Register, caller: Caller) -> Intent:
     request_max_body_size=MAX_ACTIVITY_BYTES,
     tags=["identity provider"],
 )
-async def report_activity(
-    request: Request[Any, Any, Any], register: NamedDependency[Register], caller: NamedDependency[Caller]
-) -> Response[ReportAnswer]:
+async def report_activity(request: Request[Any, Any, Any]) -> ReadyResponse[ReportAnswer]:
     """Record use of grants. Unknown grants are rejected one by one; use after a grant's end is evidence, and kept."""
+    register, caller = register_of(request), caller_of(request)
     report = decoded(await request.body(), Report)
     recording = await register.activity.record(
         [
@@ -342,8 +339,11 @@ async def report_activity(
         by=Actor("idp", caller.name),
     )
     answer = ReportAnswer(recording.recorded, list(recording.rejected))
-    headers = register.activity_position(recording.position)
-    return Response(answer, status_code=HTTPStatus.ACCEPTED, headers=headers)
+    return ReadyResponse(
+        msgspec.json.encode(answer),
+        status_code=HTTPStatus.ACCEPTED,
+        headers=register.activity_position(recording.position),
+    )
 
 
 def _standing(grant: Grant) -> GrantState:

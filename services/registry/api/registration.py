@@ -16,6 +16,7 @@ from litestar.params import FromPath
 
 from door import docs, roles, sources
 from door.problems import Problem
+from door.ready import ReadyResponse
 from door.requests import current_traceparent
 from grantbook import subjects
 from grantbook.events import Actor, ClientMetadata
@@ -24,7 +25,7 @@ from registry.clients import Client
 from registry.credentials import Kept
 from registry.enrolment import PATH, Enrolled
 from registry.metadata import MetadataRefused
-from registry.register import Register
+from registry.register import Register, register_of
 from registry.store import client
 
 MAX_BODY_BYTES: Final = 65_536
@@ -79,8 +80,9 @@ ERRORS: Final = frozenset(
     opt=docs.takes(metadata.SCHEMA),
     tags=_TAGS,
 )
-async def register_client(request: Request[Any, Any, Any], register: NamedDependency[Register]) -> Response[bytes]:
+async def register_client(request: Request[Any, Any, Any]) -> ReadyResponse[bytes]:
     """Register a client (RFC 7591 section 3.1). Answers with every registered member at its final value."""
+    register = register_of(request)
     limit(request, register)
     said = checked(register, await members_of(request))
     trace = current_traceparent()
@@ -209,13 +211,10 @@ def refused(refusal: MetadataRefused) -> Problem:
 
 def answer(
     status: HTTPStatus, information: Mapping[str, object], headers: Mapping[str, str], register: Register, position: int
-) -> Response[bytes]:
+) -> ReadyResponse[bytes]:
     """Client information, and where in the log it stands."""
-    return Response(
-        msgspec.json.encode(information),
-        status_code=status,
-        media_type=JSON,
-        headers={**headers, **register.log_position(position)},
+    return ReadyResponse(
+        msgspec.json.encode(information), status_code=status, headers={**headers, **register.log_position(position)}
     )
 
 
