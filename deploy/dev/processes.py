@@ -73,11 +73,12 @@ def run(room: str, *arguments: str, environment: dict[str, str]) -> str:
 class Service:
     """A service as a process of its own; after it was killed, `start` runs it again on the same port."""
 
-    def __init__(self, product: Product, room: str, command: str, *, serves: bool = True) -> None:
+    def __init__(self, product: Product, room: str, command: str, *options: str, serves: bool = True) -> None:
         self.port = free_port()
         self._serves = serves
         self.environment = dict(product.environment)
-        self._arguments = [sys.executable, "-m", room, command, *(("--port", str(self.port)) if serves else ())]
+        port = ("--port", str(self.port)) if serves else ()
+        self._arguments = [sys.executable, "-m", room, command, *port, *options]
         self._output = product.folder / f"{room}-{command}-{self.port}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -91,6 +92,12 @@ class Service:
                 stderr=log,
                 preexec_fn=dies_with_parent(signal.SIGTERM),  # noqa: PLW1509  it calls nothing that could take a lock
             )
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -130,9 +137,11 @@ class Service:
 
 
 @contextmanager
-def service(product: Product, room: str, command: str, *, serves: bool = True, until: str = "/readyz") -> Iterator[int]:
+def service(
+    product: Product, room: str, command: str, *options: str, serves: bool = True, until: str = "/readyz"
+) -> Iterator[int]:
     """A service that runs for as long as this is open; its port, once it is ready."""
-    it = Service(product, room, command, serves=serves)
+    it = Service(product, room, command, *options, serves=serves)
     it.start()
     try:
         it.wait_ready(until)

@@ -109,3 +109,8 @@ def rate(text: str) -> Rate | None:
         message = f"{text!r} is no rate: <per second>/<burst>, both above 0, or off"
         raise ValueError(message)
     return found
+
+
+def shared(whole: Rate | None, among: int) -> Rate | None:
+    """The part of a rate that is each one's, where so many let in side by side, and do not know of each other."""
+    return None if whole is None else Rate(whole.per_second / among, max(1, whole.burst // among))

@@ -2,13 +2,19 @@
 
 import asyncio
 import gc
+import multiprocessing
+import multiprocessing.connection
+import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, cast
 
 import uvicorn
 from litestar import Litestar
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
 
 SHUTDOWN_SECONDS: Final = 15
 """Requests that are under way are finished within it. Supervisors should wait a little longer before they kill."""
@@ -98,23 +104,7 @@ class Server(uvicorn.Server):
     """A server that, told to stop, first has the application end what would never end by itself."""
 
     def __init__(self, application: Litestar, *, host: str, port: int, on_exit: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                application,
-                http=_Guarded,
-                host=host,
-                port=port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,  # nobody's word for where a request comes from
-                backlog=BACKLOG_CONNECTIONS,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-                lifespan="on",
-            )
-        )
+        super().__init__(_config(application, host=host, port=port))
         self._on_exit = on_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -126,6 +116,27 @@ class Server(uvicorn.Server):
         """End without a signal, as with one."""
         self._on_exit()
         self.should_exit = True
+
+
+def _config(application: Litestar | str, *, host: str, port: int, workers: int = 1) -> uvicorn.Config:
+    """How uvicorn serves an application, or what the function makes that a text names as `module:function`."""
+    return uvicorn.Config(
+        cast("Any", application),
+        factory=isinstance(application, str),
+        workers=workers,
+        http=_Guarded,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,  # nobody's word for where a request comes from
+        backlog=BACKLOG_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        lifespan="on",
+    )
 
 
 def collect_garbage_rarely() -> None:
@@ -144,3 +155,27 @@ def serve(application: Litestar, *, host: str, port: int, on_exit: Callable[[], 
     server = Server(application, host=host, port=port, on_exit=on_exit)
     server.run()
     return server.started
+
+
+def serve_together(factory: str, *, host: str, port: int, workers: int) -> bool:
+    """Serve by several processes on one port until told to stop; uvicorn replaces one that dies, or hangs.
+
+    `factory` is `module:function`: each process calls it for its application. False when one could not start.
+    """
+    config = _config(factory, host=host, port=port, workers=workers)
+    together = Multiprocess(config, sockets=[config.bind_socket()])
+    together.run()
+    return not any(each.exitcode == STARTUP_FAILURE for each in together.processes)
+
+
+def be_a_worker() -> None:
+    """For the factory of `serve_together`: what each process does once. It ends with the one that started it."""
+    collect_garbage_rarely()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_it() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=end_with_it, name="ends with its parent", daemon=True).start()

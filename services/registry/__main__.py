@@ -3,13 +3,18 @@
 import asyncio
 import os
 import sys
+import tempfile
+from typing import Final
 
 import click
+from litestar import Litestar
 
 from door import logs, roles, serving
 from grantbook.sdk import connection
 from grantbook.sdk.log import Unavailable
 from registry import app, streams
+
+MAX_WORKERS: Final = 64
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,15 +50,35 @@ def main() -> None:
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8081, show_default=True, help="Port to listen on.")
-def serve(host: str, port: int) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    show_default=True,
+    help="Processes that serve the port together: about as many as cores that nothing else needs.",
+)
+def serve(host: str, port: int, workers: int) -> None:
     """Serve registration, /idp/v1 and the acting half of /admin/v1."""
     logs.configure()
+    os.environ[app.WORKERS] = str(workers)
     try:
         application = app.create_app()
     except (KeyError, ValueError, roles.TokensRefused) as error:
         raise click.ClickException(_explained(error)) from error
-    if not serving.serve(application, host=host, port=port):
+    if workers == 1:
+        started = serving.serve(application, host=host, port=port)
+    else:
+        with tempfile.TemporaryDirectory(prefix="grantbook-metrics-") as folder:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # whichever worker is asked tells of all
+            started = serving.serve_together("registry.__main__:worker", host=host, port=port, workers=workers)
+    if not started:
         sys.exit(1)
+
+
+def worker() -> Litestar:
+    """The application of one of several workers."""
+    serving.be_a_worker()
+    return app.create_app()
 
 
 @main.command("ensure-streams")

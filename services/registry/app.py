@@ -18,6 +18,7 @@ import uuid_utils
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
+from msgspec import structs
 from nats.aio.client import Client
 
 from door import front, health, limits, roles, sources
@@ -39,6 +40,8 @@ from registry.settings import Policy, Settings
 from registry.store import Log
 from registry.unused import Unused
 
+WORKERS: Final = "GRANTBOOK_WORKERS"
+"""Variable in which `serve --workers` tells each worker of how many it is one: they share what is let in."""
 WATCH_SECONDS: Final = 1.0
 MONITOR_SECONDS: Final = 2.0
 WARN_CLOCK_SECONDS: Final = 5.0
@@ -89,7 +92,10 @@ def policy_from(environment: Mapping[str, str]) -> Policy:
             except ValueError as error:
                 message = f"{variable}: {error}"
                 raise ValueError(message) from error
-    return Policy(**chosen)
+    policy, workers = Policy(**chosen), int(environment.get(WORKERS, "1"))
+    return structs.replace(
+        policy, everyone=limits.shared(policy.everyone, workers), source=limits.shared(policy.source, workers)
+    )
 
 
 def _ceiling(text: str) -> int | None:

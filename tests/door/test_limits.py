@@ -182,3 +182,10 @@ def test_behind_proxies_a_forger_only_adds_to_the_left() -> None:
     for _ in range(1_000):
         forged = ", ".join(str(ipaddress.ip_address(dice.getrandbits(32))) for _ in range(dice.randrange(40)))
         assert source("10.0.0.1", f"{forged}, 203.0.113.9", trusted="10.0.0.0/8") == "203.0.113.9"
+
+
+def test_a_rate_that_is_shared_is_no_more_than_the_whole() -> None:
+    """Operators: several processes that do not know of each other let in what one would, and at least something."""
+    assert limits.shared(Rate(20, 100), 4) == Rate(5, 25)
+    assert limits.shared(Rate(1, 1), 4) == Rate(0.25, 1)
+    assert limits.shared(None, 4) is None
