@@ -102,6 +102,16 @@ def everything_of_client(client: str) -> str:
     return f"grantbook.client.{client}.>"
 
 
+def everything_of_holding(client: str, grant: str) -> str:
+    """Filter: one grant of one client."""
+    return f"grantbook.client.{client}.grant.{grant}.*"
+
+
+def is_gate(subject: str) -> bool:
+    """Whether what stands on a subject of the log decides who is let in."""
+    return subject.endswith(".gate")
+
+
 def everything_of_grant(grant: str) -> str:
     """Filter: one grant, under whichever client."""
     return f"grantbook.client.*.grant.{grant}.*"

@@ -37,8 +37,10 @@ class Proof(Struct, frozen=True):
     asked_at: float
     heard_at: float
     """When the feed had last heard from the log."""
+    sequence: int
+    """Of the feed's last revocation; 0 where it has none."""
     log_sequence: int
-    """Place in the log of the feed's last revocation; 0 where it has none."""
+    """Its place in the log."""
     doubt: str | None
     """Why it may lack something that the log has, in words, or None."""
 
@@ -49,7 +51,7 @@ class FeedHead:
     def __init__(self, feed: LogReader) -> None:
         self._feed = feed
         self._asking = asyncio.Lock()
-        self._known = Proof(-math.inf, -math.inf, 0, "not asked yet")
+        self._known = Proof(-math.inf, -math.inf, 0, 0, "not asked yet")
         self._place = (0, 0)
         """Of a sequence of the feed, the place in the log."""
 
@@ -64,10 +66,10 @@ class FeedHead:
         try:
             state = await self._feed.state()
             if state.last != self._place[0]:
-                self._place = (state.last, _place_in_log(await self._feed.at_on_leader(state.last)))
+                self._place = (state.last, place_in_log(await self._feed.at_on_leader(state.last)))
         except Unavailable as error:
-            return Proof(asked_at, -math.inf, 0, str(error))
-        return Proof(asked_at, asked_at - heard_seconds_ago(state), self._place[1], doubt_of(state))
+            return Proof(asked_at, -math.inf, 0, 0, str(error))
+        return Proof(asked_at, asked_at - heard_seconds_ago(state), *self._place, doubt_of(state))
 
 
 class Receipts:
@@ -143,7 +145,7 @@ async def _places_in_feed(feed: LogReader, state: StreamState, log_sequences: li
     """
     step = max(1, math.ceil(len(log_sequences) / MAX_PLACES))
     wanted = list(dict.fromkeys([*log_sequences[::step], *log_sequences[-1:]]))
-    return [(each, (await _at_or_before(feed, state, each))[0] if each else 0) for each in wanted]
+    return [(each, (await at_or_before(feed, state, each))[0] if each else 0) for each in wanted]
 
 
 def _known_of(places: list[tuple[int, int]], log_sequence: int) -> int:
@@ -158,10 +160,10 @@ async def delivery(kept: Receipts, log: LogReader, feed: LogReader, asked: Posit
     Raises `NotInFeed` and `Unavailable`. `asked` is a position of this log.
     """
     of_log, state, read = await asyncio.gather(log.state(), feed.state(), kept.all())
-    place, revocation = await _at_or_before(feed, state, asked.sequence)
+    place, revocation = await at_or_before(feed, state, asked.sequence)
     if revocation is None:
         raise NotInFeed
-    log_sequence = _place_in_log(revocation)
+    log_sequence = place_in_log(revocation)
     original = await log.at_on_leader(log_sequence)
     revoked_at = revocation.stored_at if original is None else original.stored_at
     told = []
@@ -209,7 +211,7 @@ def _milliseconds(length: timedelta) -> float:
     return max(0.0, round(length.total_seconds() * 1_000, 1))
 
 
-async def _at_or_before(feed: LogReader, state: StreamState, log_sequence: int) -> tuple[int, Raw | None]:
+async def at_or_before(feed: LogReader, state: StreamState, log_sequence: int) -> tuple[int, Raw | None]:
     """The last message of the feed that stands in the log at a place or before it, found in a few reads.
 
     Its sequence in the feed, or one less than the feed's first where there is none.
@@ -219,14 +221,15 @@ async def _at_or_before(feed: LogReader, state: StreamState, log_sequence: int) 
     while low < high:
         middle = (low + high) // 2
         message = await feed.at_on_leader(middle)
-        if message is None or _place_in_log(message) <= log_sequence:
+        if message is None or place_in_log(message) <= log_sequence:
             low, found = middle + 1, message or found
         else:
             high = middle
     return low - 1, found
 
 
-def _place_in_log(message: Raw | None) -> int:
+def place_in_log(message: Raw | None) -> int:
+    """Where a message of the feed stands in the log; 0 where it does not say."""
     try:
         return wire.position_in_log(((message and message.headers) or {}).get(wire.STREAM_SOURCE_HEADER, ""))
     except wire.Malformed:

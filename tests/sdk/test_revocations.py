@@ -386,6 +386,12 @@ async def test_a_follower_that_had_nothing_yet_notices_another_past(tmp_path: Pa
                 await asyncio.wait_for(all_that_comes(), SECONDS)
 
 
+async def test_a_reader_with_several_filters_is_refused(log: Client) -> None:
+    """Protects whoever writes: making such a consumer holds up all appends, at ten million events for seconds."""
+    with pytest.raises(ValueError, match="several filters"):
+        LogReader(log, subjects.LOG).follow(0, subjects.GATES)
+
+
 @pytest.mark.parametrize("heard_something", [True, False])
 async def test_a_follower_notices_a_past_that_ends_before_its_own(tmp_path: Path, *, heard_something: bool) -> None:
     """Protects the same service where it is back before the restored log has grown: by then it looks like its own."""

@@ -4,16 +4,20 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from msgspec import structs
 from nats.aio.client import Client
 
 from door import roles
 from grantbook import subjects, wire
 from grantbook.events import ClientRegistered, Event, GrantIssued, type_of
+from grantbook.sdk.log import LogReader
 from projector.api import revocations
+from registry import streams
 from tests.sdk.given import (
     deleted,
     issued,
@@ -139,6 +143,52 @@ async def test_a_caller_that_heard_nothing_resumes_where_it_began(served: Served
     await write(served.log, revoked("c", "g"))
     async with opened(served, headers={"Last-Event-ID": start}) as receiver:
         assert (await receiver.next()).data["grant_id"] == "g"
+
+
+async def test_a_place_before_what_the_feed_keeps_is_resumed_from_the_log(served: Served) -> None:
+    """Protects a caller that was away for longer than the feed keeps anything: it misses nothing either."""
+    await write(served.log, registered("c"), revoked("c", "g0"))
+    answer = await served.log.request(f"$JS.API.STREAM.INFO.{subjects.REVOCATIONS}", b"")
+    config = json.loads(answer.data)["config"] | {"max_msgs": 1}
+    await served.log.request(f"$JS.API.STREAM.UPDATE.{subjects.REVOCATIONS}", json.dumps(config).encode())
+    await write(served.log, revoked("c", "g1"), issued("c", "g2", "u"))
+    async with LogReader(served.log, subjects.REVOCATIONS) as feed, asyncio.timeout(SECONDS):
+        while (await feed.state()).first < 2:
+            await asyncio.sleep(0.01)
+    async with opened(served, params={"after": await served.position(1)}) as receiver:
+        assert [(await receiver.next()).data["grant_id"] for _ in range(2)] == ["g0", "g1"]
+        (written,) = await write(served.log, revoked("c", "g2"))
+        sent = await receiver.next()
+        assert (sent.id, sent.data["grant_id"]) == (await served.position(written), "g2")
+
+
+async def test_a_feed_that_is_made_anew_repeats_nothing_and_hides_nothing(served: Served) -> None:
+    """Protects callers while an operator rebuilds the feed: each revocation comes once, and with the log's time."""
+    await write(served.log, revoked("c", "g0"))
+    received: list[str] = []
+    async with opened(served, params={"after": await served.position(0)}) as receiver:
+        received.append((await receiver.next()).data["grant_id"])
+    await streams.rebuild_feed(served.log)
+    async with opened(served, headers={"Last-Event-ID": receiver.last_id}) as receiver:
+        await write(served.log, revoked("c", "g1"))
+        received.append((await receiver.next()).data["grant_id"])
+    assert received == ["g0", "g1"]
+
+
+async def test_when_something_was_revoked_is_told_by_the_log_and_not_by_a_late_feed(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects users who logged in again after a cut-off: a feed that was made anew does not cut them off once more."""
+    decided = datetime.now(UTC) - timedelta(days=1)
+    (written,) = await write(served.log, user_revoked("u", at=decided))
+    original = await served.reader.at_on_leader(written)
+    assert original is not None
+    async with LogReader(served.log, subjects.REVOCATIONS) as feed, asyncio.timeout(SECONDS):
+        while (sourced := await feed.at_on_leader(1)) is None:
+            await asyncio.sleep(0.01)
+    late = structs.replace(sourced, stored_at=original.stored_at + timedelta(days=1))
+    ((place, dated),) = await revocations._dated(served.reader, [(written, late)])
+    assert (place, dated.stored_at) == (written, original.stored_at)
 
 
 @pytest.mark.parametrize("where", ["after", "Last-Event-ID"])

@@ -32,6 +32,9 @@ from nats.errors import NoRespondersError
 from grantbook import positions, wire
 
 REQUEST_SECONDS: Final = 2.0
+FILTERED_SECONDS: Final = 10.0
+"""For a consumer with a filter: the server counts what it has for it first, a tenth of a second for a million subjects.
+Given up sooner, it would be asked for again and again, and never be made."""
 MAX_SUBJECTS: Final = 1_024
 """Most subjects in one `multi_last`: the server answers 413 past it."""
 PULL_MESSAGES: Final = 1_000
@@ -200,7 +203,14 @@ class LogReader:
         last_per_subject: bool = False,
         messages: int = PULL_MESSAGES,
     ) -> "Follower":
-        """Follow the stream from the message after sequence `after`, or from a time on, or over last messages only."""
+        """Follow the stream from the message after sequence `after`, or from a time on, or over last messages only.
+
+        One filter at most. With several, nats-server looks at every subject of the stream as the consumer is made, and
+        takes no append meanwhile: 0.6 s for a million subjects. One takes it a tenth of that, and none takes nothing.
+        """
+        if len(filters) > 1:
+            message = "a consumer with several filters holds up whoever writes to the stream"
+            raise ValueError(message)
         return Follower(self._connection, self.stream, after, tuple(filters), start_at, last_per_subject, messages)
 
     async def _on_leader(self, request: dict[str, Any]) -> Raw | None:
@@ -376,19 +386,18 @@ class Follower:
         else:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self.after + 1}
         subject = f"$JS.API.CONSUMER.CREATE.{self._stream}.{name}"
-        if len(self._filters) == 1:
+        if self._filters:
             # The filter stands in the subject too: that is what NATS permissions can bind.
             config["filter_subject"] = self._filters[0]
             subject += f".{self._filters[0]}"
-        elif self._filters:
-            config["filter_subjects"] = list(self._filters)
         request = {"stream_name": self._stream, "config": config, "action": "create"}
         try:
             # Ours before it is asked for: who is cancelled meanwhile lets go of it, too.
             self._inbox, self._consumer = inbox, name
             self._subscription = await self._connection.subscribe(f"{inbox}.*", cb=partial(self._received, inbox))
+            seconds = FILTERED_SECONDS if self._filters else REQUEST_SECONDS
             answer = msgspec.json.decode(
-                (await self._connection.request(subject, msgspec.json.encode(request), timeout=REQUEST_SECONDS)).data
+                (await self._connection.request(subject, msgspec.json.encode(request), timeout=seconds)).data
             )
         except (TimeoutError, NatsError, OSError, msgspec.MsgspecError) as error:
             reason = "no responders" if isinstance(error, NoRespondersError) else str(error) or type(error).__name__

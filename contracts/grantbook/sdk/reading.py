@@ -1,6 +1,7 @@
 """Reading a stretch of a stream: where a moment stands in it, and everything from one place to another."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -84,15 +85,21 @@ async def moment(log: LogReader, when: positions.Position | datetime) -> as_of.M
 async def client_as_of(log: LogReader, client: str, when: positions.Position | datetime) -> ClientAsOf | None:
     """A client, by its subject token, and its grants as they were then. None where it was not registered yet.
 
-    Reads all that the log has about the client and about users' cut-offs up to then, and keeps the client's grants in
-    memory. Raises `ValueError` for a position that means nothing here, `Unavailable`, `wire.Malformed`, and
-    `as_of.CannotTell`.
+    Reads all that the log has about the client and about users' cut-offs up to then, and keeps the cut-offs and the
+    client's grants in memory. Raises `ValueError` for a position that means nothing here, `Unavailable`,
+    `wire.Malformed`, and `as_of.CannotTell`.
     """
     there = await moment(log, when)
     history = as_of.History()
-    filters = (subjects.everything_of_client(client), subjects.USER_GATES)
-    async for messages in stretch(log, 0, there.position.sequence, filters):
+    until = there.position.sequence
+    # One after the other: see `LogReader.follow` on filters.
+    cut_offs = deque([each async for page in stretch(log, 0, until, (subjects.USER_GATES,)) for each in page])
+    async for messages in stretch(log, 0, until, (subjects.everything_of_client(client),)):
         for each in messages:
+            while cut_offs and cut_offs[0].sequence < each.sequence:
+                history.apply(cut_offs.popleft().recorded())
             history.apply(each.recorded())
         await asyncio.sleep(0)
+    for each in cut_offs:
+        history.apply(each.recorded())
     return history.as_of(there)

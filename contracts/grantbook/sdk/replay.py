@@ -97,7 +97,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
         if self.activity:
             return ()
         if self.client is not None and self.grant is not None:
-            return subjects.grant_record(self.client, self.grant), subjects.grant_gate(self.client, self.grant)
+            return (subjects.everything_of_holding(self.client, self.grant),)
         if self.client is not None:
             return (subjects.everything_of_client(self.client),)
         return () if self.grant is None else (subjects.everything_of_grant(self.grant),)

@@ -7,8 +7,10 @@ to deny what it cannot read. What does not decode at all is sent as `malformed`,
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +32,7 @@ from grantbook.sdk.log import Follower, Gap, LogReader, Raw, Unavailable
 from grantbook.sdk.reading import before
 from grantbook.sdk.subscription import put_receipt, read_receipt, take_receipt_away
 from projector.api.parameters import span
+from projector.feed import Proof, at_or_before, place_in_log
 from projector.reads import Reads
 
 BEGAN: Final = "began"
@@ -48,6 +51,9 @@ MAX_BEHIND_COMMENTS: Final = 2
 """A consumer that gives nothing although the feed has more, so many comments long, starves: another is made."""
 MAX_STREAM_SECONDS: Final = 3_600.0
 """A stream ends after this time, so that its caller shows its token again. It resumes without a gap."""
+LATE_SECONDS: Final = 5.0
+"""What the feed stored so long after it was decided, the log may have stored well before."""
+ASKED_AT_ONCE: Final = 100
 RECONNECT_MILLISECONDS: Final = 1_000
 RETRY_AFTER_SECONDS: Final = 5
 CLOSING_SECONDS: Final = 0.5
@@ -291,20 +297,29 @@ async def _events(reads: Reads, start: positions.Position, streams: OpenStreams)
     end_at = loop.time() + MAX_STREAM_SECONDS
     comment_at = loop.time()
     behind = 0
-    async with reads.log.follow(start.sequence, subjects.GATES) as follower:
+    reached = start.sequence
+    follower, source = await _following(reads, start.sequence)
+    followed = follower.after
+    async with follower:
         while not streams.closing and loop.time() < end_at:
             try:
                 messages = await follower.next(min(_NEXT_SECONDS, max(0.0, comment_at - loop.time())))
             except Gap:  # the log was restored: who comes back with this position is told so
                 return
-            if messages:
-                yield b"".join(_event(each, start.identity) for each in messages)
+            if messages and messages[0].sequence != followed + 1:
+                return  # it aged out just now: who comes back is told of it from the log
+            followed = follower.after
+            news = [(place, each) for each in messages if (place := source.place(each, reached)) is not None]
+            if news:
+                reached = news[-1][0]
+                news = await _dated(reads.log, news)
+                yield b"".join(_event(each, structs.replace(start, sequence=place)) for place, each in news)
             if loop.time() >= comment_at:
-                if not await _is_same_log(reads.log, start, follower):
+                if not await _is_same_log(reads.log, start, reached):
                     return
                 proof = await reads.feed_head.proof()
                 doubt = proof.doubt
-                if doubt is None and follower.after < proof.log_sequence:
+                if doubt is None and followed < source.end(proof):
                     doubt = "more is on its way"
                     behind += 1
                     if behind > MAX_BEHIND_COMMENTS and not messages:
@@ -321,9 +336,65 @@ async def _events(reads: Reads, start: positions.Position, streams: OpenStreams)
                 comment_at = loop.time() + COMMENT_SECONDS
 
 
-async def _is_same_log(log: LogReader, start: positions.Position, follower: Follower) -> bool:
+class _Feed:
+    """The feed as what revocations are read from. It has nothing else, so one more reader costs what it is told."""
+
+    def place(self, raw: Raw, reached: int) -> int | None:
+        """Where a revocation stands in the log. None for one that stands before, in a feed that was made anew."""
+        place = place_in_log(raw)
+        # What does not say where it comes from is nobody's revocation that we know: told as such, and never skipped.
+        return reached if place == 0 else place if place > reached else None
+
+    def end(self, proof: Proof) -> int:
+        """How far one must have followed to have all that there is."""
+        return proof.sequence
+
+
+class _Log:
+    """The log itself, for places that lie before the oldest that the feed keeps."""
+
+    def place(self, raw: Raw, _: int) -> int | None:
+        """Where a revocation stands. None for what is none."""
+        return raw.sequence if subjects.is_gate(raw.subject) else None
+
+    def end(self, proof: Proof) -> int:
+        """How far one must have followed to have all that there is."""
+        return proof.log_sequence
+
+
+async def _following(reads: Reads, after: int) -> tuple[Follower, _Feed | _Log]:
+    """What follows the revocations behind a place in the log. Where the feed cannot tell, from the log: it has all."""
+    try:
+        state = await reads.feed.state()
+        before_it, found = await at_or_before(reads.feed, state, after)
+    except Unavailable:
+        return reads.log.follow(after), _Log()
+    kept = found is not None or state.first <= 1  # else what came right behind that place may have aged out
+    return (reads.feed.follow(before_it), _Feed()) if kept else (reads.log.follow(after), _Log())
+
+
+async def _dated(log: LogReader, news: list[tuple[int, Raw]]) -> list[tuple[int, Raw]]:
+    """Revocations with the log's own times. A feed that was made anew, or was behind, has later ones."""
+    late = [each for each in news if _lateness(each[1]) > LATE_SECONDS]
+    times: dict[int, datetime] = {}
+    for start in range(0, len(late), ASKED_AT_ONCE):
+        asked = (log.at_on_leader(place) for place, _ in late[start : start + ASKED_AT_ONCE])
+        with contextlib.suppress(Unavailable):  # then the later ones stand: they end more, and not less
+            found = await asyncio.gather(*asked)
+            times |= {each.sequence: each.stored_at for each in found if each is not None}
+    return [(place, structs.replace(raw, stored_at=times.get(place, raw.stored_at))) for place, raw in news]
+
+
+def _lateness(raw: Raw) -> float:
+    """Seconds from when it was decided, as far as it says, to when it was stored."""
+    try:
+        return (raw.stored_at - datetime.fromisoformat((raw.headers or {})["ce-time"])).total_seconds()
+    except (KeyError, ValueError, TypeError):  # absent, no time, or one without a zone
+        return math.inf
+
+
+async def _is_same_log(log: LogReader, start: positions.Position, followed: int) -> bool:
     """Whether positions still mean what they meant. A log that cannot be reached may yet be the same."""
-    followed = follower.after
     try:
         state = await log.state()
     except Unavailable:
@@ -331,8 +402,7 @@ async def _is_same_log(log: LogReader, start: positions.Position, follower: Foll
     return state.identity == start.identity and state.last >= followed
 
 
-def _event(raw: Raw, identity: str) -> bytes:
-    position = positions.Position("log", identity, raw.sequence)
+def _event(raw: Raw, position: positions.Position) -> bytes:
     id_ = "".join((raw.headers or {}).get("ce-id", "").split())
     about = f": {ABOUT} {raw.subject} {wire.rfc3339(raw.stored_at)} {id_}"
     try:
