@@ -55,7 +55,7 @@ def source_of(connection: ASGIConnection[Any, Any, Any, Any], trusted: Proxies) 
     """The source of a request; `UNKNOWN` where the server knows no peer."""
     peer = connection.client.host if connection.client is not None else ""
     if not trusted.networks:
-        return _source(_address(peer))
+        return _source_of_peer(peer)
     return _source(_origin(peer, connection.headers.getall("x-forwarded-for", []), trusted))
 
 
@@ -91,6 +91,11 @@ def _address(text: str) -> Address | None:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _source_of_peer(peer: str) -> Source:
+    return _source(_address(peer))
 
 
 @lru_cache(maxsize=MAX_REMEMBERED)
