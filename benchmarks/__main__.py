@@ -15,8 +15,8 @@ import nats
 import uvloop
 
 from benchmarks import fanout, figures, http_load, plots, raw, registrations, revocations
-from benchmarks.figures import Figure, Report, at_least, say
-from benchmarks.scale import scale
+from benchmarks.figures import Figure, Report, at_least, at_most, say
+from benchmarks.scale import MEMORY_BAR_MB, memory_watched, scale
 from benchmarks.seed import History, append, write_keys
 from deploy.dev import processes
 from grantbook import subjects
@@ -39,11 +39,11 @@ REBUILD_BAR: Final = 1.5
 @click.option("--rounds", default=300, show_default=True, help="Revocations to time until they are denied.")
 @click.option("--deleted", default=1_000_000, show_default=True, help="Grants of the client that is deleted; 0: none.")
 @click.option("--clients", default=1_000_000, show_default=True, help="Of the register that is asked; 0: none.")
-@click.option("--grants", default=7_500_000, show_default=True, help="Of the register that is asked.")
+@click.option("--grants", default=10_000_000, show_default=True, help="Of the register that is asked.")
 @click.option(
     "--record",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write figures (JSON) and plots (SVG) into this folder.",
+    help="Write figures (JSON), plots (SVG) and a page of both into this folder.",
 )
 def main(
     seconds: float, events: int, rounds: int, deleted: int, clients: int, grants: int, record: Path | None
@@ -78,11 +78,11 @@ def main(
 
 
 def keep(report: Report, record: Path | None) -> None:
-    """Write figures and plots, if they are to be kept."""
+    """Write figures, plots and a page of both, if they are to be kept."""
     if record is not None:
         record.mkdir(parents=True, exist_ok=True)
         figures.write(report, record / "figures.json")
-        plots.draw(report, record)
+        (record / "README.md").write_text(figures.page(report, plots.draw(report, record)))
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def projection(servers: processes.Product, head: int, pulls: float, inserts: flo
     limit, limit_is = min((pulls, "pulls"), (inserts, "unnest inserts"))
     with processes.service(servers, "projector", "serve", until="/healthz") as port:
         say(f"projecting {head:,} events")
-        with processes.service(servers, "projector", "project", serves=False):
+        with processes.service(servers, "projector", "project", serves=False), memory_watched() as memory:
             first = applied(port, servers.tokens["admin"], 1)
             started = time.perf_counter()
             last = applied(port, servers.tokens["admin"], head)
@@ -188,6 +188,14 @@ def projection(servers: processes.Product, head: int, pulls: float, inserts: flo
     return [
         at_least("projected events", live, "/s", limit, limit_is, ratio=PROJECTION_BAR),
         at_least("rebuilt events, start of the command included", rebuilt, "/s", live, "projected", ratio=REBUILD_BAR),
+        at_most(
+            "memory of `projector project` meanwhile",
+            memory.get("projector project", 0.0),
+            "MB",
+            MEMORY_BAR_MB,
+            "bar",
+            MEMORY_BAR_MB,
+        ),
     ]
 
 

@@ -87,16 +87,30 @@ def show(title: str, figures: Sequence[Figure]) -> None:
     table.add_column("ratio", justify="right")
     table.add_column("bar")
     for each in figures:
-        mark = "" if each.met is None else "  met" if each.met else "  MISSED"
-        digits = 1 if each.unit in {"ms", "s"} else 2 if each.unit == "x" else 0
-        table.add_row(
-            each.what,
-            f"{each.measured:,.{digits}f} {each.unit}",
-            f"{each.limit:,.{digits}f} ({each.limit_is})",
-            f"{each.ratio:.2f}",
-            each.bar + mark,
-        )
+        table.add_row(*_cells(each))
     Console(width=150).print(table)
+
+
+def page(report: Report, plots: Sequence[str]) -> str:
+    """A run as a page of Markdown: its table, and the pictures that stand beside it."""
+    rows = ["| what | measured | beside it | ratio | bar |", "|---|---|---|---|---|"]
+    rows += [f"| {' | '.join(_cells(each))} |" for each in report.figures]
+    pictures = [f"![{each.removesuffix('.svg')}]({each})" for each in plots]
+    return "\n".join(
+        ["# The record", "", f"Written by `make bench`, in one run, on {report.machine}.", "", *rows, "", *pictures, ""]
+    )
+
+
+def _cells(each: Figure) -> tuple[str, str, str, str, str]:
+    mark = "" if each.met is None else "  met" if each.met else "  MISSED"
+    digits = 1 if each.unit in {"ms", "s"} else 2 if each.unit == "x" else 0
+    return (
+        each.what,
+        f"{each.measured:,.{digits}f} {each.unit}",
+        f"{each.limit:,.{digits}f} ({each.limit_is})",
+        f"{each.ratio:.2f}",
+        each.bar + mark,
+    )
 
 
 def say(what: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plots`: the record's plots, drawn from its figures."""
+"""`python -m benchmarks.plots`: the record's plots and its page, made from its figures."""
 
 from pathlib import Path
 from typing import Final
@@ -27,8 +27,8 @@ PLOTTED: Final = (
 """Of the report's details: which, where to, and the mark that they should stay below."""
 
 
-def draw(report: Report, folder: Path) -> None:
-    """Draw what the run has, as SVG: the same figures give the same bytes."""
+def draw(report: Report, folder: Path) -> list[str]:
+    """Draw what the run has, as SVG: the same figures give the same bytes. Names of the files."""
     # Text stays text, and ids do not change with each run.
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "grantbook", "font.family": "sans-serif"}
     with_bars = [each for each in report.figures if each.bar.endswith(" x") and each.unit != "x"]
@@ -37,11 +37,14 @@ def draw(report: Report, folder: Path) -> None:
         f"Rates, in times what stands beside them; red is the bar\n{report.machine}",
         [Row(f"{each.what} / {each.limit_is}", each.ratio, float(each.bar.split()[1])) for each in with_bars],
     )
+    drawn = ["ratios.svg"]
     for name, file, bar in PLOTTED:
         values = report.details.get(name, {})
         rows = [Row(each, values[each], bar, ours="Grantbook" in each or bar is not None) for each in values]
         if rows:
             _plot(folder / file, f"{name[0].upper()}{name[1:]}\n{report.machine}", rows)
+            drawn.append(file)
+    return drawn
 
 
 class Row(Struct, frozen=True):
@@ -78,8 +81,9 @@ def _plot(file: Path, title: str, rows: list[Row]) -> None:
     "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("docs/benchmarks")
 )
 def main(folder: Path) -> None:
-    """Draw the plots of FOLDER anew, from its figures.json."""
-    draw(figures.read(folder / "figures.json"), folder)
+    """Draw the plots of FOLDER anew, and write its page, from its figures.json."""
+    report = figures.read(folder / "figures.json")
+    (folder / "README.md").write_text(figures.page(report, draw(report, folder)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """A register of a million clients: made, made anew, asked, and written to; and what it takes of memory and disk."""
 
 import json
+import threading
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -37,6 +39,8 @@ MEGABYTE: Final = 1e6
 PULLS: Final = 200_000
 SEED_BAR: Final = 20_000.0
 ANSWER_SECONDS: Final = 120.0
+WATCH_SECONDS: Final = 1.0
+"""So often memory is looked at."""
 
 T = TypeVar("T")
 
@@ -120,7 +124,8 @@ def scale(servers: processes.Product, report: Report, *, clients: int, grants: i
     pulls = uvloop.run(_with_nats(servers, lambda each: raw.pulls(each, subjects.LOG, min(events, PULLS))))
     say(f"making the read models of {events:,} events")
     started = time.perf_counter()
-    processes.run("projector", "rebuild", environment=environment)
+    with memory_watched() as memory:
+        processes.run("projector", "rebuild", environment=environment)
     rebuilt = events / (time.perf_counter() - started)
     report.figures += [
         Figure("seeded events, into the log", written, "/s", SEED_BAR, "bar", ">= 20,000/s", written >= SEED_BAR),
@@ -129,11 +134,13 @@ def scale(servers: processes.Product, report: Report, *, clients: int, grants: i
     say("asking for lists")
     with processes.service(servers, "projector", "serve", until="/healthz") as port:
         _reads(Reads(port, servers.tokens["admin"]), report, clients)
-        report.details["memory, MB"] = _memory()
+        memory |= memory_now()
     report.details["size"] = uvloop.run(_sizes(servers)) | {"events": float(events)}
     say("registrations while a registry that has just started reads the log for clients that were never used")
     with processes.service(servers, "registry", "serve") as port:
-        reading = uvloop.run(registrations.load(port, seconds, some_fail=True))
+        with memory_watched() as of_start:
+            reading = uvloop.run(registrations.load(port, seconds, some_fail=True))
+        memory["registry serve, just started"] = of_start.get("registry serve", 0.0)
         for answer, times in reading.refused.items():
             say(f"{times:,} were answered {answer}")
     say("registrations")
@@ -141,15 +148,17 @@ def scale(servers: processes.Product, report: Report, *, clients: int, grants: i
     with processes.service(servers, "registry", "serve") as port:
         uvloop.run(registrations.load(port, registrations.WARM_SECONDS))
         large = uvloop.run(registrations.load(port, seconds)).rate
-        report.details["memory, MB"] |= _memory()
+        memory |= memory_now()
+    report.details["memory, MB"] = memory
     report.figures += [
         at_most(f"cost of a registration at {clients:,} clients", small / large, "x", 1.0, "at few", COST_BAR),
         Figure(f"the same, minutes after a start at {events:,} events", small / reading.rate, "x", 1.0, "at few"),
         Figure("of these, answered otherwise than with 201", reading.failed, "", reading.answered, "answered with 201"),
     ]
-    for name in ("registry serve", "projector serve"):
-        most = report.details["memory, MB"].get(name, 0.0)
-        report.figures.append(at_most(f"memory of `{name}`", most, "MB", MEMORY_BAR_MB, "bar", MEMORY_BAR_MB))
+    for name in ("registry serve", "registry serve, just started", "projector serve", "projector rebuild", "a loader"):
+        if name in memory:  # few events are rebuilt without loaders
+            most = memory[name]
+            report.figures.append(at_most(f"memory of `{name}`", most, "MB", MEMORY_BAR_MB, "bar", MEMORY_BAR_MB))
 
 
 def _reads(reads: Reads, report: Report, clients: int) -> None:
@@ -202,25 +211,49 @@ def _inspected(reads: Reads, about_nothing: float) -> list[Figure]:
     ]
 
 
-def _memory() -> dict[str, float]:
-    """Resident memory of what runs, in megabytes: Postgres without what its processes share."""
+def memory_now() -> dict[str, float]:
+    """Resident memory of what runs, in megabytes, of several of a kind the largest; of Postgres, what is not shared."""
     found: dict[str, float] = {}
     for process in psutil.Process().children(recursive=True):
         try:
             line = " ".join(process.cmdline())
-            memory = process.memory_full_info()
+            postgres = "postgres" in line and "-m " not in line
+            memory = process.memory_full_info().uss if postgres else process.memory_info().rss
         except psutil.Error:
             continue
         for name, part in (
             ("registry serve", "-m registry serve"),
             ("projector serve", "-m projector serve"),
+            ("projector project", "-m projector project"),
+            ("projector rebuild", "-m projector rebuild"),
+            ("a loader", "-m projector.loader"),
             ("nats-server", "nats-server"),
         ):
             if part in line:
-                found[name] = found.get(name, 0.0) + memory.rss / MEGABYTE
-        if "postgres" in line and "-m " not in line:
-            found["Postgres, unshared"] = found.get("Postgres, unshared", 0.0) + memory.uss / MEGABYTE
+                found[name] = max(found.get(name, 0.0), memory / MEGABYTE)
+        if postgres:
+            found["Postgres, unshared"] = found.get("Postgres, unshared", 0.0) + memory / MEGABYTE
     return found
+
+
+@contextmanager
+def memory_watched() -> Iterator[dict[str, float]]:
+    """The most that each came to while this was open."""
+    most: dict[str, float] = {}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            for name, memory in memory_now().items():
+                most[name] = max(most.get(name, 0.0), memory)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
 
 
 async def _with_nats(servers: processes.Product, work: Callable[[Client], Awaitable[T]]) -> T:

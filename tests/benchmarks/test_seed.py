@@ -71,6 +71,23 @@ def test_a_report_is_read_as_it_was_written_and_drawn_the_same_again(tmp_path: P
     assert b"<script>" not in b"".join(drawn[0].values())
 
 
+def test_the_page_of_a_record_says_which_bars_were_missed() -> None:
+    """Readers of the record: a bar that was missed is seen without arithmetic."""
+    report = Report(
+        "2 cores, disk sync 0.1 ms",
+        0.1,
+        [
+            figures.at_least("one", 3.0, "/s", 2.0, "two", ratio=1.2),
+            figures.at_most("three", 9.0, "ms", 1.0, "nothing", 5.0),
+        ],
+    )
+    page = figures.page(report, ["ratios.svg"])
+    assert report.machine in page
+    assert "| one | 3 /s | 2 (two) | 1.50 | >= 1.2 x  met |" in page
+    assert "| three | 9.0 ms | 1.0 (nothing) | 9.00 | <= 5 ms  MISSED |" in page
+    assert "(ratios.svg)" in page
+
+
 def test_no_two_clients_of_a_history_have_one_id() -> None:
     """Readers of figures: a million clients are a million."""
     events = History(300, 600, AT).events()
