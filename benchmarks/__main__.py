@@ -68,13 +68,14 @@ def main(
             say(f"deleting a client with {deleted:,} grants")
             with limitless(place / "fanout") as servers:
                 report.figures += uvloop.run(fanout.fanout(servers, grants=deleted))
-        if clients:
-            say(f"a register of {clients:,} clients and {grants:,} grants")
-            keep(report, record)  # it takes the longest: what is there by now is not lost with it
-            with limitless(place / "scale") as servers:
-                scale(servers, report, clients=clients, grants=grants, seconds=seconds)
-    figures.show(f"Grantbook on {report.machine}", report.figures)
-    keep(report, record)
+        try:
+            if clients:
+                say(f"a register of {clients:,} clients and {grants:,} grants")
+                with limitless(place / "scale") as servers:
+                    scale(servers, report, clients=clients, grants=grants, seconds=seconds)
+        finally:  # it takes the longest: what is there by now is not lost with it
+            figures.show(f"Grantbook on {report.machine}", report.figures)
+            keep(report, record)
 
 
 def keep(report: Report, record: Path | None) -> None:

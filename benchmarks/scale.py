@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
@@ -17,7 +18,7 @@ import psutil
 import uvloop
 from nats.aio.client import Client
 
-from benchmarks import raw, registrations
+from benchmarks import http_load, raw, registrations
 from benchmarks.figures import Figure, Report, at_most, percentile, say
 from benchmarks.seed import GIANT, History, fill
 from deploy.dev import processes
@@ -39,6 +40,8 @@ MEGABYTE: Final = 1e6
 PULLS: Final = 200_000
 SEED_BAR: Final = 20_000.0
 ANSWER_SECONDS: Final = 120.0
+CRASH_SECONDS: Final = 900.0
+POLL_SECONDS: Final = 0.1
 WATCH_SECONDS: Final = 1.0
 """So often memory is looked at."""
 
@@ -149,16 +152,29 @@ def scale(servers: processes.Product, report: Report, *, clients: int, grants: i
         uvloop.run(registrations.load(port, registrations.WARM_SECONDS))
         large = uvloop.run(registrations.load(port, seconds)).rate
         memory |= memory_now()
-    report.details["memory, MB"] = memory
-    report.figures += [
-        at_most(f"cost of a registration at {clients:,} clients", small / large, "x", 1.0, "at few", COST_BAR),
-        Figure(f"the same, minutes after a start at {events:,} events", small / reading.rate, "x", 1.0, "at few"),
-        Figure("of these, answered otherwise than with 201", reading.failed, "", reading.answered, "answered with 201"),
+        report.details["memory, MB"] = memory
+        report.figures += [
+            at_most(f"cost of a registration at {clients:,} clients", small / large, "x", 1.0, "at few", COST_BAR),
+            Figure(f"the same, minutes after a start at {events:,} events", small / reading.rate, "x", 1.0, "at few"),
+            Figure(
+                "of these, answered otherwise than with 201", reading.failed, "", reading.answered, "answered with 201"
+            ),
+            *_memory_figures(memory),
+        ]
+        say("registrations after a crash of nats-server")
+        crash = _until_registered_after_a_crash(servers, port)
+        what = "from the start of nats-server after SIGKILL to a registration"
+        report.figures.append(Figure(what, crash, "s", events / 1e6, "million events"))
+
+
+def _memory_figures(memory: dict[str, float]) -> list[Figure]:
+    """Those that have a bar. Few events are rebuilt without loaders."""
+    kinds = ("registry serve", "registry serve, just started", "projector serve", "projector rebuild", "a loader")
+    return [
+        at_most(f"memory of `{each}`", memory[each], "MB", MEMORY_BAR_MB, "bar", MEMORY_BAR_MB)
+        for each in kinds
+        if each in memory
     ]
-    for name in ("registry serve", "registry serve, just started", "projector serve", "projector rebuild", "a loader"):
-        if name in memory:  # few events are rebuilt without loaders
-            most = memory[name]
-            report.figures.append(at_most(f"memory of `{name}`", most, "MB", MEMORY_BAR_MB, "bar", MEMORY_BAR_MB))
 
 
 def _reads(reads: Reads, report: Report, clients: int) -> None:
@@ -234,6 +250,21 @@ def memory_now() -> dict[str, float]:
         if postgres:
             found["Postgres, unshared"] = found.get("Postgres, unshared", 0.0) + memory / MEGABYTE
     return found
+
+
+def _until_registered_after_a_crash(servers: processes.Product, port: int) -> float:
+    """Seconds from the start of a server that was killed until it has taken a registration."""
+    (server,) = servers.nats
+    server.kill()
+    started = time.perf_counter()
+    server.start(CRASH_SECONDS)
+    one = http_load.request("POST", registrations.PATH, registrations.BODY)
+    while time.perf_counter() - started < CRASH_SECONDS:
+        if uvloop.run(http_load.ask(port, one)) == HTTPStatus.CREATED:
+            return time.perf_counter() - started
+        time.sleep(POLL_SECONDS)
+    message = f"no registration was taken within {CRASH_SECONDS:.0f} s"
+    raise RuntimeError(message)
 
 
 @contextmanager
