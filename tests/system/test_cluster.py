@@ -23,18 +23,17 @@ from nats.errors import Error as NatsError
 from deploy.dev import processes
 from deploy.dev.processes import Product, Service
 from deploy.dev.servers import Server, postgres_replica
-from grantbook import subjects
+from grantbook import subjects, wire
 from grantbook.events import ClientDeleted, ClientRegistered, GrantIssued, GrantRevoked
 from grantbook.sdk import connection
-from grantbook.sdk.log import LogReader, assert_dense
 from projector import db
+from tests.system.test_crash import recorded
 
 WORKERS: Final = 4
 CALLS_A_STEP: Final = 40
 PATIENCE_SECONDS: Final = 60.0
 """For each condition: the machine may be busy with others. Nothing here is about how long it takes."""
 CALL_SECONDS: Final = 10.0
-READ_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.05
 EXPIRES_AT: Final = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
 
@@ -321,56 +320,60 @@ async def register(ask: Registries) -> tuple[str, str]:
     return answer.json()["client_id"], answer.headers["grantbook-position"]
 
 
-async def check_all(product: Product, ledger: Ledger, ask: Registries, read: Callable[[str], Awaitable[Any]]) -> None:
-    """The log has all that was acknowledged, once and in order; and no grant stands of a client that was deleted."""
+class Said(Struct):
+    """What the log says, each once: a registration, a grant or the end of one that stands there twice is refused."""
+
     registered: set[str] = set()
     deleted_at: dict[str, int] = {}
     issued_at: dict[tuple[str, str], int] = {}
     ended: set[tuple[str, str]] = set()
 
+    def take(self, each: wire.Recorded) -> None:
+        """One event more."""
+        match each.event:
+            case ClientRegistered(client_id=client):
+                assert client not in self.registered, "registered twice"
+                self.registered.add(client)
+            case ClientDeleted(client_id=client):
+                # Twice, perhaps: a deletion that finds another under way waits for nobody.
+                self.deleted_at.setdefault(client, each.position)
+            case GrantIssued(client_id=client, grant_id=grant):
+                assert (client, grant) not in self.issued_at, "issued twice"
+                self.issued_at[client, grant] = each.position
+            case GrantRevoked(client_id=client, grant_id=grant):
+                assert (client, grant) not in self.ended, "revoked twice"
+                self.ended.add((client, grant))
+            case _:
+                raise AssertionError(each)
+
+    @property
+    def standing(self) -> set[tuple[str, str]]:
+        """Grants of deleted clients that have no end yet."""
+        return {grant for grant in self.issued_at if grant[0] in self.deleted_at} - self.ended
+
+
+async def check_all(product: Product, ledger: Ledger, ask: Registries, read: Callable[[str], Awaitable[Any]]) -> None:
+    """The log has all that was acknowledged, once and in order; and no grant stands of a client that was deleted."""
+    said = Said()
+
     async def fanned_out() -> bool:
-        registered.clear()
-        deleted_at.clear()
-        issued_at.clear()
-        ended.clear()
-        nats = await connection.connect(product.environment["GRANTBOOK_NATS_URL"], name="cluster test")
-        async with LogReader(nats, subjects.LOG) as log:
-            head, after = (await log.state()).last, 0
-            async with log.follow(0) as follower:
-                while after < head:
-                    messages = await follower.next(READ_SECONDS)
-                    assert_dense(messages, after)
-                    after = messages[-1].sequence if messages else after
-                    for raw in messages:
-                        match raw.recorded().event:
-                            case ClientRegistered(client_id=client):
-                                assert client not in registered, "registered twice"
-                                registered.add(client)
-                            case ClientDeleted(client_id=client):
-                                # Twice, perhaps: a deletion that finds another under way waits for nobody.
-                                deleted_at.setdefault(client, raw.sequence)
-                            case GrantIssued(client_id=client, grant_id=grant):
-                                assert (client, grant) not in issued_at, "issued twice"
-                                issued_at[client, grant] = raw.sequence
-                            case GrantRevoked(client_id=client, grant_id=grant):
-                                assert (client, grant) not in ended, "revoked twice"
-                                ended.add((client, grant))
-                            case _:
-                                pass
-        await nats.close()
-        return {grant for grant in issued_at if grant[0] in deleted_at} <= ended
+        nonlocal said
+        said = Said()
+        for each in await recorded(product.environment["GRANTBOOK_NATS_URL"], subjects.LOG):
+            said.take(each)
+        return not said.standing
 
     await until(fanned_out, "every grant of a deleted client has its end in the log")
-    assert set(ledger.clients) <= registered
-    assert ledger.grants <= set(issued_at)
-    assert ledger.deleted <= set(deleted_at)
-    assert not [grant for grant, at in issued_at.items() if at > deleted_at.get(grant[0], at)]
+    assert set(ledger.clients) <= said.registered
+    assert ledger.grants <= set(said.issued_at)
+    assert ledger.deleted <= set(said.deleted_at)
+    assert not [grant for grant, at in said.issued_at.items() if at > said.deleted_at.get(grant[0], at)]
     assert ledger.deleted, "a run in which nothing was deleted shows nothing"
     for client in ledger.deleted:
         assert (await read(f"/admin/v1/clients/{client}"))["status"] == "deleted"
         assert (await read(f"/admin/v1/clients/{client}/grants"))["items"] == []
-    standing = {grant for grant in ledger.grants if grant[0] in ledger.deleted}
-    assert standing, "a run in which no deleted client had a grant shows nothing"
-    for client, grant in sorted(standing):
+    cut_off = {grant for grant in ledger.grants if grant[0] in ledger.deleted}
+    assert cut_off, "a run in which no deleted client had a grant shows nothing"
+    for client, grant in sorted(cut_off):
         answer = await ask("GET", f"/idp/v1/clients/{client}/grants/{grant}", None, "idp")
         assert answer.json() == {"active": False}
