@@ -286,6 +286,9 @@ async def seen(connection: AnyConnection) -> Seen:
         "SELECT read_model, sequence, event_id, identity, tableoid, pg_is_in_recovery() AS on_replica FROM checkpoints"
     )
     found = {row["read_model"]: Checkpoint(row["sequence"], row["event_id"], row["identity"]) for row in rows}
+    if len(found) < len(READ_MODELS):
+        # On a replica, where the name came to be on a table whose rows are later than what is seen here.
+        raise asyncpg.exceptions.UndefinedTableError("the checkpoints are later than the snapshot")
     return Seen(found["log"], found["activity"], rows[0]["tableoid"], rows[0]["on_replica"])
 
 
