@@ -271,3 +271,14 @@ async def answered(reads: Reads, at_least: str) -> bool:
             return await queries.client_exists(seen.connection, "c1")
     except Problem:
         return False
+
+
+def test_whoever_only_reads_needs_no_address_of_the_primary() -> None:
+    """Operators: a reader's machine need not know where the primary is."""
+    nats, replica = {"GRANTBOOK_NATS_URL": "nats://n1"}, {"GRANTBOOK_READ_DATABASE_URL": "postgresql://pg2/grantbook"}
+    primary = {"GRANTBOOK_DATABASE_URL": "postgresql://pg1/grantbook"}
+    assert app.settings_from(nats | replica).read_database_url == "postgresql://pg2/grantbook"
+    assert app.settings_from(nats | replica | primary).read_database_url == "postgresql://pg2/grantbook"
+    assert app.settings_from(nats | primary).read_database_url is None
+    with pytest.raises(KeyError, match="GRANTBOOK_DATABASE_URL"):
+        app.settings_from(nats)
