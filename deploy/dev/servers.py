@@ -349,35 +349,56 @@ def postgres_server(data: Path, *, password: str, port: int | None = None, durab
 
     """
     listen = free_port() if port is None else port
-    cluster = data / "postgres"
-    prefix, run_as = _unprivileged()
-    settings = {
-        "listen_addresses": HOST,
-        "port": str(listen),
-        "unix_socket_directories": "",
-        "log_timezone": "UTC",
-        "timezone": "UTC",
-    }
-    if not durable:
-        settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-    command = [*prefix, str(_postgres_binary("postgres")), "-D", str(cluster)]
-    for name, value in settings.items():
-        command += ["-c", f"{name}={value}"]
-    server = Server(
-        "postgres",
-        data=data,
-        url=f"postgresql://{POSTGRES_USER}:{quote(password, safe='')}@{HOST}:{listen}/postgres",
-        port=listen,
-        command=command,
-        ready=_postgres_ready,
-        before=lambda: _prepare_postgres(data, cluster, password, prefix, run_as),
-        stop_signal=signal.SIGINT,  # "fast": SIGTERM would wait for clients to leave
-        death_signal=signal.SIGQUIT,  # "immediate": it takes its own children along, as SIGKILL would not at once
-        run_as=run_as,
-    )
+    url = f"postgresql://{POSTGRES_USER}:{quote(password, safe='')}@{HOST}:{listen}/postgres"
+    server = _postgres(data, listen, url, durable=durable, password=password)
     server.start()
     _refuse_other_password(server, password)
     return server
+
+
+def postgres_replica(data: Path, *, of: Server, durable: bool = True) -> Server:
+    """A streaming replica (a hot standby) of a Postgres that runs: its base backup, and all that it does since.
+
+    Args:
+        data: its folder; a base backup is made where it is missing.
+        of: the primary.
+        durable: as of the primary.
+
+    Raises:
+        ServerFailed: it does not run; the message says why and what to do.
+
+    """
+    cluster = data / "postgres"
+    with _told(data):
+        if not cluster.exists():
+            _base_backup(data, cluster, of)
+    listen = free_port()
+    server = _postgres(data, listen, of.url.replace(f":{of.port}/", f":{listen}/"), durable=durable)
+    server.start()
+    return server
+
+
+def _base_backup(data: Path, cluster: Path, of: Server) -> None:
+    """Beside, then renamed, as `_initdb` does. `-R` has it follow the primary, with the same user and password."""
+    fresh = data / "postgres.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    command = [str(_postgres_binary("pg_basebackup")), "-D", str(fresh), "-d", of.url, "-R", "-X", "stream"]
+    log = data / "pg_basebackup.log"
+    with log.open("wb") as output:
+        done = subprocess.run(
+            [*command, "--checkpoint=fast"],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=INITDB_SECONDS,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise ServerFailed(
+            f"no base backup of {of.data} could be made. Last lines of {log}:\n{_tail(log, LOG_TAIL_LINES)}"
+        )
+    fresh.rename(cluster)
 
 
 def _nats_binary() -> Path:
@@ -421,12 +442,41 @@ def _postgres_binary(name: str) -> Path:
 
 
 def _postgres_ready(server: Server) -> bool:
-    """By its pid file, whose eighth line becomes `ready` when it takes connections."""
+    """By its pid file, whose eighth line becomes `ready` when it takes connections; of a replica, `standby`."""
     try:
         lines = (server.data / "postgres" / "postmaster.pid").read_text().splitlines()
     except OSError:
         return False
-    return len(lines) > 7 and lines[0].strip() == str(server.pid) and lines[7].strip() == "ready"
+    return len(lines) > 7 and lines[0].strip() == str(server.pid) and lines[7].strip() in {"ready", "standby"}
+
+
+def _postgres(data: Path, listen: int, url: str, *, durable: bool, password: str = "") -> Server:
+    cluster = data / "postgres"
+    prefix, run_as = _unprivileged()
+    settings = {
+        "listen_addresses": HOST,
+        "port": str(listen),
+        "unix_socket_directories": "",
+        "log_timezone": "UTC",
+        "timezone": "UTC",
+    }
+    if not durable:
+        settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    command = [*prefix, str(_postgres_binary("postgres")), "-D", str(cluster)]
+    for name, value in settings.items():
+        command += ["-c", f"{name}={value}"]
+    return Server(
+        "postgres",
+        data=data,
+        url=url,
+        port=listen,
+        command=command,
+        ready=_postgres_ready,
+        before=lambda: _prepare_postgres(data, cluster, password, prefix, run_as),
+        stop_signal=signal.SIGINT,  # "fast": SIGTERM would wait for clients to leave
+        death_signal=signal.SIGQUIT,  # "immediate": it takes its own children along, as SIGKILL would not at once
+        run_as=run_as,
+    )
 
 
 def _prepare_postgres(data: Path, cluster: Path, password: str, prefix: Sequence[str], run_as: int | None) -> None:

@@ -58,10 +58,11 @@ def main() -> None:
     Settings come from the environment, or from options:
 
     \b
-    GRANTBOOK_NATS_URL      the NATS server, with its user and password
-    GRANTBOOK_DATABASE_URL  the Postgres database, with its user and password
-    GRANTBOOK_TOKENS_FILE   bearer tokens by role, hashed: see `python -m door mint --help`
-                            (for `serve` alone)
+    GRANTBOOK_NATS_URL           the NATS server, with its user and password
+    GRANTBOOK_DATABASE_URL       the Postgres database, with its user and password
+    GRANTBOOK_READ_DATABASE_URL  where `serve` reads, if not there: a streaming replica of it
+    GRANTBOOK_TOKENS_FILE        bearer tokens by role, hashed: see `python -m door mint --help`
+                                 (for `serve` alone)
     """
 
 
@@ -123,7 +124,11 @@ def project(nats_url: str, database_url: str) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8082, show_default=True, help="Port to listen on.")
 def serve(host: str, port: int) -> None:
-    """Serve the reading half of /admin/v1, /audit/v1 and /revocations/v1. Any number may run."""
+    """Serve the reading half of /admin/v1, /audit/v1 and /revocations/v1. Any number may run.
+
+    With GRANTBOOK_READ_DATABASE_URL it answers from a streaming replica (a hot standby), as far as that has come:
+    nothing is written there, and the projector makes the tables on the primary. `at_least` waits for the replica.
+    """
     logs.configure()
     try:
         application = app.create_app()

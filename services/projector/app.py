@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import asyncpg
 import structlog
 import uuid_utils
 from litestar import Litestar
@@ -51,11 +52,16 @@ def now() -> datetime:
 
 
 def settings_from(environment: Mapping[str, str]) -> Settings:
-    """Settings out of `GRANTBOOK_...` variables. Raises `KeyError` with the name of a variable that is missing."""
+    """Settings out of `GRANTBOOK_...` variables. Raises `KeyError` with the name of a variable that is missing.
+
+    Whoever only reads from a replica needs no address of the database itself.
+    """
     tokens_file = environment.get("GRANTBOOK_TOKENS_FILE")
+    replica = environment.get("GRANTBOOK_READ_DATABASE_URL") or None
     return Settings(
         nats_url=environment["GRANTBOOK_NATS_URL"],
-        database_url=environment["GRANTBOOK_DATABASE_URL"],
+        database_url=replica or environment["GRANTBOOK_DATABASE_URL"],
+        read_database_url=replica,
         tokens_file=None if tokens_file is None else Path(tokens_file),
     )
 
@@ -111,12 +117,16 @@ async def running_projector(settings: Settings) -> AsyncIterator[None]:
 @asynccontextmanager
 async def opened_reads(settings: Settings) -> AsyncIterator[Reads]:
     """All that the read API needs, for `app.state.reads`. Raises `db.NotReached`."""
+    database_url = settings.read_database_url or settings.database_url
 
     async def prepared() -> bytes:
-        made = await db.connect(settings.database_url, db.SCHEMA, name="grantbook reads")
+        made = await db.connect(database_url, db.SCHEMA, name="grantbook reads")
         try:
-            await db.ensure_schema(made, db.SCHEMA)
+            if not await db.on_replica(made):
+                await db.ensure_schema(made, db.SCHEMA)
             return await db.cursor_key(made)
+        except asyncpg.exceptions.UndefinedTableError as error:
+            raise ConnectionError("no projector has made the read models of which this is a replica") from error
         finally:
             made.terminate()
 
@@ -125,8 +135,8 @@ async def opened_reads(settings: Settings) -> AsyncIterator[Reads]:
         sources = await stack.enter_async_context(opened_sources(client))
         feed = await stack.enter_async_context(LogReader(client, subjects.REVOCATIONS))
         key = await db.within_start("Postgres", prepared)
-        pool = await stack.enter_async_context(db.opened_pool(settings.database_url, db.SCHEMA, name="grantbook reads"))
-        applied = await stack.enter_async_context(Applied(settings.database_url, db.SCHEMA))
+        pool = await stack.enter_async_context(db.opened_pool(database_url, db.SCHEMA, name="grantbook reads"))
+        applied = await stack.enter_async_context(Applied(database_url, db.SCHEMA))
         yield Reads(
             pool=pool,
             connection=client,

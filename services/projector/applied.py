@@ -1,6 +1,10 @@
-"""How far the read models are, for those who wait: told by Postgres' NOTIFY, and looked at now and then beside."""
+"""How far the read models are, for those who wait: told by Postgres' NOTIFY, and looked at now and then beside.
+
+A replica tells nobody (LISTEN is not for them): there it is looked at often, for as long as somebody waits.
+"""
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Final, Self
 
@@ -16,6 +20,8 @@ WAIT_SECONDS: Final = 2.0
 """How long a caller's `at_least` is waited for."""
 POLL_SECONDS: Final = 0.5
 """How often the checkpoints are looked at, in case a notice was lost."""
+REPLICA_POLL_SECONDS: Final = 0.02
+"""How often those of a replica are, while somebody waits: one statement, however many wait."""
 
 _log = structlog.get_logger("projector")
 
@@ -32,6 +38,8 @@ class Applied:
         self._schema = schema
         self._known: dict[str, tuple[str, int]] = {}
         self._moved = asyncio.Event()
+        self._waiting = 0
+        self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -46,6 +54,16 @@ class Applied:
 
     async def reached(self, position: Position, seconds: float = WAIT_SECONDS) -> bool:
         """Wait until the position was applied: whether it was, in time. Raises `OtherLog`."""
+        self._waiting += 1
+        self._wanted.set()
+        try:
+            return await self._reached(position, seconds)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._wanted.clear()
+
+    async def _reached(self, position: Position, seconds: float) -> bool:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
@@ -65,16 +83,33 @@ class Applied:
             try:
                 connection = await db.connect(self._url, self._schema, name="grantbook listener")
                 try:
-                    await connection.add_listener(db.CHANNEL, self._noticed)
-                    while not connection.is_closed():
-                        self._seen("log", await db.checkpoint(connection, "log"))
-                        self._seen("activity", await db.checkpoint(connection, "activity"))
-                        await asyncio.sleep(POLL_SECONDS)
+                    if await db.on_replica(connection):
+                        await self._poll(connection)
+                    else:
+                        await connection.add_listener(db.CHANNEL, self._noticed)
+                        while not connection.is_closed():
+                            self._look(await db.seen(connection))
+                            await asyncio.sleep(POLL_SECONDS)
                 finally:
                     connection.terminate()
             except (*db.UNREACHABLE, asyncpg.PostgresError) as error:
                 _log.warning("not listening to Postgres", why=str(error) or type(error).__name__)
             await asyncio.sleep(db.RETRY_SECONDS)
+
+    async def _poll(self, connection: db.Connection) -> None:
+        """Look, until this is a replica no more: it was made the primary, and can be listened to."""
+        while True:
+            seen = await db.seen(connection)
+            self._look(seen)
+            if not seen.on_replica:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), POLL_SECONDS)
+            await asyncio.sleep(REPLICA_POLL_SECONDS)
+
+    def _look(self, seen: db.Seen) -> None:
+        self._seen("log", seen.log)
+        self._seen("activity", seen.activity)
 
     def _noticed(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         notice = db.parsed_notice(str(payload), self._schema)

@@ -3,6 +3,8 @@
 - The *projector lock* is held by the session of the one projector that applies; a standby waits for it.
 - The *swap lock* is taken, shared, by each transaction that applies or reads, and alone by `rebuild` and `verify` while
   they bring what they built to the same positions. So nobody uses a schema that is being renamed.
+
+A streaming replica may be read from. It has neither lock of the primary's: see `swapped_since`.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ import structlog
 from asyncpg.pool import PoolConnectionProxy
 from msgspec import Struct
 
+from grantbook.positions import Position
 from projector import traits
 
 ReadModel = Literal["log", "activity"]
@@ -99,6 +102,21 @@ class Checkpoint(Struct, frozen=True):
     sequence: int
     event_id: str
     identity: str
+
+
+class Seen(Struct, frozen=True):
+    """How far both read models are, as one statement sees them, and where it was asked."""
+
+    log: Checkpoint
+    activity: Checkpoint
+    table: int
+    """Which table of checkpoints it was (its oid): another one once the read models were made anew."""
+    on_replica: bool
+
+    def reached(self, position: Position) -> bool:
+        """Whether the position was applied."""
+        at = self.log if position.kind == "log" else self.activity
+        return at.identity == position.identity and at.sequence >= position.sequence
 
 
 class Moved(Exception):
@@ -193,6 +211,11 @@ async def drop_schema(connection: AnyConnection, schema: str) -> None:
             return
 
 
+async def on_replica(connection: AnyConnection) -> bool:
+    """Whether the server follows another one (a hot standby): it can be read, and told nothing."""
+    return bool(await connection.fetchval("SELECT pg_is_in_recovery()"))
+
+
 async def cursor_key(connection: AnyConnection) -> bytes:
     """The key that authenticates cursors: one for all processes, and for as long as the database lives."""
     key: str = await connection.fetchval(f"SELECT key FROM {META_SCHEMA}.cursor_keys")
@@ -255,6 +278,26 @@ async def checkpoint(connection: AnyConnection, read_model: ReadModel) -> Checkp
     )
     assert row is not None
     return Checkpoint(row["sequence"], row["event_id"], row["identity"])
+
+
+async def seen(connection: AnyConnection) -> Seen:
+    """How far both read models are, and whether this is a replica."""
+    rows = await connection.fetch(
+        "SELECT read_model, sequence, event_id, identity, tableoid, pg_is_in_recovery() AS on_replica FROM checkpoints"
+    )
+    found = {row["read_model"]: Checkpoint(row["sequence"], row["event_id"], row["identity"]) for row in rows}
+    if len(found) < len(READ_MODELS):
+        # On a replica, where the name came to be on a table whose rows are later than what is seen here.
+        raise asyncpg.exceptions.UndefinedTableError("the checkpoints are later than the snapshot")
+    return Seen(found["log"], found["activity"], rows[0]["tableoid"], rows[0]["on_replica"])
+
+
+async def swapped_since(connection: AnyConnection, seen: Seen) -> bool:
+    """In the transaction that saw this: whether names mean other tables by now, so that what was read may be of both.
+
+    A replica has the primary's renames, but not its advisory locks: nothing else keeps the two apart.
+    """
+    return bool(seen.table != await connection.fetchval("SELECT tableoid FROM checkpoints LIMIT 1"))
 
 
 async def move_checkpoint(

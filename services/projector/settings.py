@@ -10,5 +10,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     nats_url: str
     database_url: str
+    read_database_url: str | None = None
+    """Where `serve` reads: the database itself, or a streaming replica of it. None: from `database_url`."""
     tokens_file: Path | None = None
     allow_development_tokens: bool = False

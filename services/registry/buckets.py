@@ -4,6 +4,7 @@ A bucket's key is a subject of a stream that keeps the last message of each. Eve
 leader read: "missing" must not look like "erased".
 """
 
+import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
@@ -17,6 +18,9 @@ from grantbook.sdk.log import LogReader
 from registry.commit import Expected, GroupCommit, InFlight, Message, OutcomeUnknown, Stale
 
 MAX_SENDS: Final = 3
+MAX_WAITS: Final = 8
+FIRST_WAIT_SECONDS: Final = 0.005
+"""Where a write to the same key is under way; doubled each time, 1.3 s in all."""
 
 
 class Entry(Struct, frozen=True):
@@ -62,15 +66,23 @@ class Bucket:
         """
         subject = subjects.bucket_key(self._name, key)
         message = Message(subject, {}, value, self._new_id(), Expected(subject, revision))
-        for _ in range(MAX_SENDS):
+        sends = waits = 0
+        while sends < MAX_SENDS:
             try:
                 return (await self._commit.submit(message)).sequence
-            except (Stale, InFlight):
+            except Stale:
                 return await self._ours(key, value, revision)
+            except InFlight:
+                # In a cluster: another's write, or a first try of this one, is not decided yet. So nobody was faster.
+                if waits == MAX_WAITS:
+                    raise
+                await asyncio.sleep(FIRST_WAIT_SECONDS * 2**waits)
+                waits += 1
             except OutcomeUnknown:
-                written = await self._ours(key, value, revision)
-                if written is not None:
-                    return written
+                sends += 1
+            written = await self._ours(key, value, revision)
+            if written is not None:
+                return written
         message_ = f"bucket {self._name} did not say whether it stored a key"
         raise OutcomeUnknown(message_)
 
