@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+
+from grantbook.sdk.arrivals import Connection
 
 CONNECT_SECONDS: Final = 2.0
 FIRST_CONNECT_SECONDS: Final = 10.0
@@ -34,7 +35,7 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
     is missing shows nowhere else, the request itself just times out.
     """
     refuse_unreadable(url)
-    client: Client | None = None
+    client = Connection()
     last_trouble, told_at = "", -math.inf
 
     async def heard(what: str) -> None:
@@ -49,10 +50,10 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         await heard(f"nats: {str(error) or type(error).__name__}")
 
     async def on_disconnect() -> None:
-        if client is None or not client.is_closed:
+        if not client.is_closed:
             await heard("nats: disconnected")
 
-    connecting = nats.connect(
+    connecting = client.connect(
         url.split(","),
         name=name,
         connect_timeout=CONNECT_SECONDS,
@@ -65,7 +66,7 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         disconnected_cb=on_disconnect,
     )
     try:
-        client = await asyncio.wait_for(connecting, FIRST_CONNECT_SECONDS)
+        await asyncio.wait_for(connecting, FIRST_CONNECT_SECONDS)
     except TimeoutError as error:
         message = f"no connection to NATS at {without_password(url)} within {FIRST_CONNECT_SECONDS:g} s: {last_trouble}"
         raise TimeoutError(message) from error
