@@ -32,7 +32,7 @@ Told = Callable[[int, int, Unit], None]
 BULK_EVENTS: Final = 20_000
 """From so many events on it is worth its start."""
 MAX_PART: Final = 50_000
-PARTS_A_LOADER: Final = 4
+PARTS_A_LOADER: Final = 8
 """At least, so that none has much to do when the others are done."""
 STEP_SECONDS: Final = 6 * 3_600.0
 STOP_SECONDS: Final = 5.0

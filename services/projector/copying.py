@@ -3,7 +3,7 @@
 They are made while a batch is folded, and Postgres works on the one before; sending them is then no work at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from struct import Struct
 from typing import Final
@@ -56,5 +56,11 @@ def _text(value: str) -> bytes:
 
 async def copy_events(connection: AnyConnection, rows: Sequence[bytearray], *, seconds: float | None = None) -> None:
     """Add rows to `events`. Raises what Postgres says of what does not fit."""
-    source = bytearray().join((_FIRST, *rows, _LAST))
-    await connection.copy_to_table("events", source=source, format="binary", timeout=seconds)
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield _FIRST
+        for each in rows:
+            yield bytes(each)
+        yield _LAST
+
+    await connection.copy_to_table("events", source=sent(), format="binary", timeout=seconds)

@@ -6,7 +6,7 @@ while it reads them, with headers that are looked at when somebody asks. Any oth
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, overload
+from typing import Final, TypeVar, overload
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -17,6 +17,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 Sink = Callable[[str, str, Mapping[str, str] | None, bytes], None]
 """Takes a message: its subject, where to reply ('' for nowhere), its headers, its body."""
 
+T = TypeVar("T")
 _VERSION: Final = b"NATS/1.0"
 _END: Final = b"\r\n"
 
@@ -36,10 +37,10 @@ class Headers(Mapping[str, str]):
     @overload
     def get(self, key: str, /) -> str | None: ...
     @overload
-    def get(self, key: str, /, default: str) -> str: ...
+    def get(self, key: str, default: str, /) -> str: ...
     @overload
-    def get(self, key: str, /, default: None) -> str | None: ...
-    def get(self, key: str, /, default: str | None = None) -> str | None:
+    def get(self, key: str, default: T, /) -> str | T: ...
+    def get(self, key: str, default: T | None = None, /) -> str | T | None:
         """The header, or the default where there is none."""
         block = self._block
         name = _END + key.encode() + b":"
@@ -158,14 +159,14 @@ _LINES: Final = (5, 6)
 
 async def subscribe(connection: Client, subject: str, sink: Sink) -> Subscription:
     """Have what arrives on a subject handed over. What raises in a sink ends the connection's reading."""
-    if not isinstance(connection, Connection):
 
-        async def came(message: Msg) -> None:
-            sink(message.subject, message.reply, message.headers, message.data)
+    async def came(message: Msg) -> None:
+        # From any other client; and from ours, should a newer version of it no longer ask us.
+        sink(message.subject, message.reply, message.headers, message.data)
 
-        return await connection.subscribe(subject, cb=came)
-    subscription = await connection.subscribe(subject, cb=_nothing)
-    connection.sinks[b"%d" % subscription._id] = sink  # noqa: SLF001  nothing arrives before somebody knows the subject
+    subscription = await connection.subscribe(subject, cb=came)
+    if isinstance(connection, Connection):
+        connection.sinks[b"%d" % subscription._id] = sink  # noqa: SLF001  nothing arrives before somebody knows the subject
     return subscription
 
 
@@ -174,7 +175,3 @@ async def unsubscribe(connection: Client, subscription: Subscription) -> None:
     if isinstance(connection, Connection):
         connection.sinks.pop(b"%d" % subscription._id, None)  # noqa: SLF001
     await subscription.unsubscribe()
-
-
-async def _nothing(message: Any) -> None:
-    """Take what cannot come this way."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
@@ -53,11 +53,12 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         if not client.is_closed:
             await heard("nats: disconnected")
 
+    # The client's types say whole seconds. Any will do.
+    seconds: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "reconnect_time_wait": RECONNECT_WAIT_SECONDS}
     connecting = client.connect(
         url.split(","),
         name=name,
-        connect_timeout=CONNECT_SECONDS,
-        reconnect_time_wait=RECONNECT_WAIT_SECONDS,
+        **seconds,
         max_reconnect_attempts=-1,
         ping_interval=PING_SECONDS,
         max_outstanding_pings=2,
