@@ -110,12 +110,12 @@ def decode(
     subject: str, headers: Mapping[str, str] | None, body: bytes, *, position: int, recorded_at: datetime
 ) -> Recorded:
     """What the log has at `position`. Raises `Malformed`; a type that we do not know is an `Unknown` event."""
-    if not headers or "ce-type" not in headers or "ce-id" not in headers:
+    type_, id_ = (None, None) if headers is None else (headers.get("ce-type"), headers.get("ce-id"))
+    if type_ is None or id_ is None:
         message = f"position {position} on {subject}: no CloudEvents headers"
         raise Malformed(message)
-    type_ = headers["ce-type"]
     if type_ not in EVENT_TYPES:
-        return Recorded(position, recorded_at, headers["ce-id"], type_, subject, Unknown(type_), body)
+        return Recorded(position, recorded_at, id_, type_, subject, Unknown(type_), body)
     try:
         event = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -124,7 +124,7 @@ def decode(
     if type_of(event) != type_ or subject_of(event) != subject:
         message = f"position {position} on {subject}: the header says {type_}, the body is a {type_of(event)} of "
         raise Malformed(message + subject_of(event))
-    return Recorded(position, recorded_at, headers["ce-id"], type_, subject, event, body)
+    return Recorded(position, recorded_at, id_, type_, subject, event, body)
 
 
 def position_in_log(stream_source: str) -> int:

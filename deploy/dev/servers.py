@@ -459,6 +459,11 @@ def _postgres(data: Path, listen: int, url: str, *, durable: bool, password: str
         "unix_socket_directories": "",
         "log_timezone": "UTC",
         "timezone": "UTC",
+        # Indexes that are written everywhere stay in memory, and while much is written, each page is written whole once
+        # in a quarter of an hour, and not each minute.
+        "shared_buffers": "512MB",
+        "max_wal_size": "2GB",
+        "checkpoint_timeout": "15min",
     }
     if not durable:
         settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

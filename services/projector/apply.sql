@@ -1,4 +1,5 @@
--- How a batch of the log is written: one call, so that Postgres works on all of it while the next one is made ready.
+-- How a batch of the log is written, but for its events, which are copied before: one call, so that Postgres works on all
+-- of it while the next one is made ready.
 --
 -- What the rows are before and after does not depend on how the log was cut into batches: a fact about something applies
 -- only where that was recorded before it. Arrays hold each key once, as the batch was folded, but for `new_granted`: when
@@ -17,6 +18,7 @@ CREATE TYPE new_metadata AS (
 CREATE TYPE new_gate AS (
     client_key text, position bigint, suspended_position bigint, deleted_position bigint, deleted_at timestamptz
 );
+-- An id is left out where it is its key, and a folded name where it is the name.
 CREATE TYPE new_grant AS (
     client_key text, grant_key text, grant_id text, client_id text, user_key text, user_id text, username text,
     folded text, scopes text, position bigint, issued_at timestamptz, expires_at timestamptz, lapses_at timestamptz,
@@ -64,18 +66,18 @@ BEGIN
 END $$;
 
 CREATE FUNCTION apply_log(
-    new_events events[], new_hours hours[], new_hosts redirect_hosts[], new_clients new_client[],
+    new_hours hours[], new_hosts redirect_hosts[], new_clients new_client[],
     new_metadata new_metadata[], new_gates new_gate[], new_grants new_grant[], new_extensions new_extension[],
     new_granted new_granted[], new_revocations new_revocation[], new_users new_user[], new_cut_offs cut_offs[],
     host_is_new interval, burst_clients int, burst interval
-) RETURNS void LANGUAGE plpgsql AS $$
+) RETURNS void LANGUAGE plpgsql
+-- A batch looks up a few thousand rows, that are in memory: reading all of a table for them is no better while it is small.
+SET random_page_cost = 1.1 AS $$
 #variable_conflict use_column
 DECLARE
     changes counted[] := '{}';
     more counted[];
 BEGIN
-    INSERT INTO events SELECT * FROM unnest(new_events);
-
     INSERT INTO hours SELECT * FROM unnest(new_hours)
     ON CONFLICT (hour, type) DO UPDATE SET events = hours.events + excluded.events;
 
@@ -155,7 +157,8 @@ BEGIN
             INSERT INTO grants (client_key, grant_key, grant_id, client_id, user_key, user_id, username,
                 username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at, metadata_sha256,
                 revoked_position, revoked_at, revoked_reason, open)
-            SELECT n.client_key, n.grant_key, n.grant_id, n.client_id, n.user_key, n.user_id, n.username, n.folded,
+            SELECT n.client_key, n.grant_key, coalesce(n.grant_id, n.grant_key), coalesce(n.client_id, n.client_key),
+                n.user_key, coalesce(n.user_id, n.user_key), n.username, coalesce(n.folded, n.username),
                 n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at, n.metadata_sha256,
                 r.position, r.at, r.reason, r.position IS NULL AND n.lapses_at > now()
             FROM unnest(new_grants) n
@@ -237,7 +240,9 @@ END $$;
 
 -- Close grants whose time is over, at most `most`; how many. Reads look at the time themselves: this keeps the counts of
 -- all clients, which cannot.
-CREATE FUNCTION close_lapsed(most int) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE FUNCTION close_lapsed(most int) RETURNS bigint LANGUAGE plpgsql
+-- The few that are due, each second: not out of all, whatever is known of a table that was filled just now.
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     changes counted[];

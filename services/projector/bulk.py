@@ -32,7 +32,7 @@ Told = Callable[[int, int, Unit], None]
 BULK_EVENTS: Final = 20_000
 """From so many events on it is worth its start."""
 MAX_PART: Final = 50_000
-PARTS_A_LOADER: Final = 4
+PARTS_A_LOADER: Final = 8
 """At least, so that none has much to do when the others are done."""
 STEP_SECONDS: Final = 6 * 3_600.0
 STOP_SECONDS: Final = 5.0
@@ -402,8 +402,9 @@ _ROWS: Final = {
             SELECT DISTINCT ON (client_key, grant_key) * FROM loaded_extensions
             ORDER BY client_key, grant_key, position DESC
         )
-        SELECT g.client_key, g.grant_key, g.grant_id, g.client_id, g.user_key, g.user_id, g.username,
-            g.folded, g.scopes::text[], g.position, g.issued_at, coalesce(e.expires_at, g.expires_at),
+        SELECT g.client_key, g.grant_key, coalesce(g.grant_id, g.grant_key), coalesce(g.client_id, g.client_key),
+            g.user_key, coalesce(g.user_id, g.user_key), g.username, coalesce(g.folded, g.username),
+            g.scopes::text[], g.position, g.issued_at, coalesce(e.expires_at, g.expires_at),
             coalesce(e.lapses_at, g.lapses_at), g.metadata_sha256, r.position, r.at, r.reason,
             r.position IS NULL AND coalesce(u.cut_off_position, 0) < g.position
                 AND coalesce(e.lapses_at, g.lapses_at) > now()

@@ -12,9 +12,12 @@ from grantbook import sealed, subjects
 from grantbook.sdk.log import LogReader, Raw
 from grantbook.sealed import CannotUnseal, Note, Sealed
 
-MAX_REMEMBERED_KEYS: Final = 20_000
+MAX_REMEMBERED_KEYS: Final = 65_536
+"""Some 25 MB. Who lets clients in does it again: asking for a key costs as much as all else about an event."""
 REMEMBERED_SECONDS: Final = 60.0
 """For so long an erased key may still open what was sealed with it before."""
+OPENED_AT_ONCE: Final = 50
+"""Values opened before others in the same process get their turn."""
 MAX_ASKED_AT_ONCE: Final = 1_000
 MAX_LEADER_READS: Final = 100
 """Leader reads under way at once."""
@@ -41,12 +44,14 @@ class Keys:
         keys |= await self._fetched(missing)
         opened: dict[Sealed, str] = {}
         changed: list[Sealed] = []
-        for value in wanted:
-            name = _opened(value, keys.get(value.key))
-            if name is not None:
-                opened[value] = name
-            elif value.key in keys and value.key not in missing:
-                changed.append(value)
+        for start in range(0, len(wanted), OPENED_AT_ONCE):
+            for value in wanted[start : start + OPENED_AT_ONCE]:
+                name = _opened(value, keys.get(value.key))
+                if name is not None:
+                    opened[value] = name
+                elif value.key in keys and value.key not in missing:
+                    changed.append(value)
+            await asyncio.sleep(0)
         if changed:
             # The user was erased since the key was remembered, and has a new one for what came later.
             anew = await self._fetched(dict.fromkeys(each.key for each in changed))

@@ -22,7 +22,7 @@ from msgspec import Struct
 from door import logs, serving
 from grantbook.sdk.log import Unavailable
 from grantbook.sdk.tasks import end
-from projector import app, db, run
+from projector import app, copying, db, run
 from projector.db import Checkpoint, Connection
 from projector.projections import LogBatch, Row
 from projector.run import Halt, Sources
@@ -118,7 +118,7 @@ async def _copy(connection: Connection, batches: list[LogBatch]) -> None:
         if records:
             await connection.copy_records_to_table(table, records=records, timeout=COPY_SECONDS)
 
-    await copy("events", (row for each in batches for row in each.events))
+    await copying.copy_events(connection, [each.events for each in batches], seconds=COPY_SECONDS)
     await copy("cut_offs", (row for each in batches for row in each.cut_offs.values()))
     await copy("loaded_hours", ((*key, number) for each in batches for key, number in each.hours.items()))
     await copy("loaded_hosts", (row for each in batches for row in each.hosts.values()))

@@ -31,6 +31,7 @@ from grantbook.events import (
 )
 from grantbook.lifetimes import extension_threshold
 from grantbook.sealed import Sealed
+from projector import copying
 from projector.db import AnyConnection
 
 DAYS_OF_ACTIVITY: Final = timedelta(days=90)
@@ -74,7 +75,8 @@ class ClientGate(Struct, frozen=True):
 class LogBatch(Struct):
     """What a batch of the log changes: rows by key, in the order of the log."""
 
-    events: list[Row] = []
+    events: bytearray = msgspec.field(default_factory=bytearray)
+    """Rows as `copying` makes them."""
     clients: dict[str, Row] = {}
     metadata: dict[str, Row] = {}
     hosts: dict[str, Row] = {}
@@ -131,15 +133,16 @@ def fold(  # noqa: C901, PLR0912, PLR0915  one case an event type
                 batch.granted.append((client, position, event.at))
             else:
                 name = usernames.get(event.username)
+                folded = "" if name is None else _folded(name)
                 batch.grants[client, grant] = (
                     client,
                     grant,
-                    _text(event.grant_id),
-                    _text(event.client_id),
+                    None if event.grant_id == grant else _text(event.grant_id),
+                    None if event.client_id == client else _text(event.client_id),
                     user,
-                    _text(event.user_id),
+                    None if event.user_id == user else _text(event.user_id),
                     None if name is None else _text(name),
-                    "" if name is None else _folded(name),
+                    None if folded == name else folded,
                     _array(event.scopes),
                     position,
                     event.at,
@@ -190,7 +193,7 @@ def fold(  # noqa: C901, PLR0912, PLR0915  one case an event type
     if not timedelta(0) <= at - batch.hour < _HOUR:
         batch.hour = at.replace(minute=0, second=0, microsecond=0)
     batch.hours[batch.hour, recorded.type] += 1
-    batch.events.append((position, recorded.id, recorded.type, at, client, grant, user, recorded.body.decode()))
+    batch.events += copying.event(position, recorded.id, recorded.type, at, client, grant, user, recorded.body)
 
 
 def _fold_metadata(batch: LogBatch, metadata: ClientMetadata, position: int, at: datetime) -> "_Judged":
@@ -243,9 +246,9 @@ def fold_activity(batch: ActivityBatch, recorded: wire.Recorded) -> None:
 
 async def apply(connection: AnyConnection, batch: LogBatch) -> None:
     """Write what the batch changes. In a transaction, after its checkpoint was moved."""
+    await copying.copy_events(connection, [batch.events])
     await connection.execute(
-        "SELECT apply_log($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-        batch.events,
+        "SELECT apply_log($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         [(hour, type_, number) for (hour, type_), number in batch.hours.items()],
         *map(
             list,

@@ -25,10 +25,10 @@ from projector.db import Checkpoint, Connection, Moved, ReadModel
 from projector.keys import Keys
 from projector.projections import ActivityBatch, LogBatch, NotOfThisLog, UnknownType
 
-PULL_MESSAGES: Final = 2_000
+PULL_MESSAGES: Final = 4_000
 ACTIVITY_PULL_MESSAGES: Final = 20
 """An activity event has up to 500 windows, so this is up to 10,000 of them."""
-FOLDED_AT_ONCE: Final = 10
+FOLDED_AT_ONCE: Final = 20
 """Events decoded before others in the same process get their turn."""
 WAIT_SECONDS: Final = 1.0
 """After so long without an event the stream is checked to be the one that was followed."""

@@ -6,6 +6,7 @@ from msgspec import structs
 from nats.aio.client import Client
 
 from grantbook import subjects
+from grantbook.sdk.log import LogReader
 from grantbook.sealed import seal, user_key_id
 from projector.db import Connection
 from tests.projector import given
@@ -242,3 +243,40 @@ async def test_text_that_postgres_cannot_hold_does_not_stop_the_projector(
     (grant,) = (await api.get("/admin/v1/clients/c1/grants", status="any"))["items"]
     assert grant["username"] == "Ada\N{REPLACEMENT CHARACTER}"
     assert len((await api.audit("/audit/v1/events"))["items"]) == 4
+
+
+async def test_events_are_kept_as_they_stand_in_the_log(log: Client, projected: None, database: Connection) -> None:
+    """Auditors: whatever anybody called himself, they read each byte that was written, under the ids that it names."""
+    name = 'tab\t newline\n back\\slash NUL\0 "quotes" \N{SNOWMAN} \N{GRINNING FACE}'
+    url = "https://agent.example/client?with=a:url"
+    await given.write(
+        log,
+        given.registered(url, given.metadata(name)),
+        given.issued(url, "grant one", "ünïcode", username=name),
+        given.revoked(url, "grant one", "ünïcode"),
+        given.cut_off("u1"),
+        given.deleted("nobody"),
+    )
+    spaced = (
+        b'{ "type":\t"client.suspended",\r\n"client_id": "c1", "at": "2026-01-01T00:00:00Z", "by": {"kind": "x\\\\"} }'
+    )
+    await given.write_raw(log, subjects.client_gate("c1"), "client.suspended", spaced)
+    await caught_up(database, log)
+    client, grant, user = map(subjects.token, (url, "grant one", "ünïcode"))
+    keys = [
+        (client, None, None),
+        (client, grant, user),
+        (client, grant, user),
+        (None, None, "u1"),
+        ("nobody", None, None),
+    ]
+    rows = await database.fetch("SELECT * FROM events ORDER BY position")
+    async with LogReader(log, subjects.LOG) as reader:
+        expected = []
+        for position, about in enumerate([*keys, ("c1", None, None)], 1):
+            raw = await reader.at_on_leader(position)
+            assert raw is not None
+            headers = raw.headers or {}
+            said = (position, headers["ce-id"], headers["ce-type"], raw.stored_at, *about, raw.data.decode())
+            expected.append(said)
+    assert [tuple(each) for each in rows] == expected

@@ -15,7 +15,7 @@ from deploy.dev.servers import nats_server
 from grantbook import subjects, wire
 from grantbook.events import Event
 from grantbook.sdk.connection import connect
-from projector import app, db, projections, run
+from projector import app, copying, db, projections, run
 from projector.db import Connection, Moved
 from projector.projections import LogBatch
 from projector.run import Sources
@@ -247,8 +247,8 @@ async def test_rows_that_cannot_be_sent_halt_the_projector_but_a_broken_connecti
 ) -> None:
     """Operators: trying again helps when Postgres is away. When it is ours to mend, they are told so at once."""
     at = await db.checkpoint(database, "log")
-    event = (1, "id", "user.grants_revoked", given.now(), None, None, "u", "{}")
-    batch = LogBatch(events=[event], cut_offs={("u", 1): ("u", "first", given.now(), "admin")})
+    event = copying.event(1, "id", "user.grants_revoked", given.now(), None, None, "u", b"{}")
+    batch = LogBatch(events=bytearray(event), cut_offs={("u", 1): ("u", "first", given.now(), "admin")})
     unsendable = run.Prepared(at, db.Checkpoint(1, "", ""), batch, 0, 1)
     with pytest.raises(run.Halt, match="do not fit"):
         await run.apply(database, db.SCHEMA, "log", unsendable)

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-import nats
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+
+from grantbook.sdk.arrivals import Connection
 
 CONNECT_SECONDS: Final = 2.0
 FIRST_CONNECT_SECONDS: Final = 10.0
@@ -34,7 +35,7 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
     is missing shows nowhere else, the request itself just times out.
     """
     refuse_unreadable(url)
-    client: Client | None = None
+    client = Connection()
     last_trouble, told_at = "", -math.inf
 
     async def heard(what: str) -> None:
@@ -49,14 +50,15 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         await heard(f"nats: {str(error) or type(error).__name__}")
 
     async def on_disconnect() -> None:
-        if client is None or not client.is_closed:
+        if not client.is_closed:
             await heard("nats: disconnected")
 
-    connecting = nats.connect(
+    # The client's types say whole seconds. Any will do.
+    seconds: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "reconnect_time_wait": RECONNECT_WAIT_SECONDS}
+    connecting = client.connect(
         url.split(","),
         name=name,
-        connect_timeout=CONNECT_SECONDS,
-        reconnect_time_wait=RECONNECT_WAIT_SECONDS,
+        **seconds,
         max_reconnect_attempts=-1,
         ping_interval=PING_SECONDS,
         max_outstanding_pings=2,
@@ -65,7 +67,7 @@ async def connect(url: str, *, name: str, on_trouble: Callable[[str], None] | No
         disconnected_cb=on_disconnect,
     )
     try:
-        client = await asyncio.wait_for(connecting, FIRST_CONNECT_SECONDS)
+        await asyncio.wait_for(connecting, FIRST_CONNECT_SECONDS)
     except TimeoutError as error:
         message = f"no connection to NATS at {without_password(url)} within {FIRST_CONNECT_SECONDS:g} s: {last_trouble}"
         raise TimeoutError(message) from error

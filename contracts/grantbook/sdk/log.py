@@ -24,12 +24,14 @@ from typing import Any, Final, Self
 import msgspec
 from msgspec import Struct
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 
 from grantbook import positions, wire
+from grantbook.sdk import arrivals
+from grantbook.sdk.arrivals import Headers
+from grantbook.sdk.tasks import end
 
 REQUEST_SECONDS: Final = 2.0
 FILTERED_SECONDS: Final = 10.0
@@ -116,7 +118,7 @@ class LogReader:
         self._subscription: Subscription | None = None
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._connection.subscribe(f"{self._inbox}.*", cb=self._answered)
+        self._subscription = await arrivals.subscribe(self._connection, f"{self._inbox}.*", self._answered)
         return self
 
     async def __aexit__(
@@ -124,7 +126,7 @@ class LogReader:
     ) -> None:
         if self._subscription is not None and not self._connection.is_closed:
             with contextlib.suppress(NatsError, OSError):  # lost just now: the server has forgotten it already
-                await self._subscription.unsubscribe()
+                await arrivals.unsubscribe(self._connection, self._subscription)
 
     async def state(self) -> StreamState:
         """The stream's state. Raises `Unavailable`."""
@@ -223,7 +225,7 @@ class LogReader:
         found = answer["message"]
         return Raw(
             found["subject"],
-            _headers(base64.b64decode(found.get("hdrs", ""))),
+            Headers(base64.b64decode(found.get("hdrs", ""))),
             base64.b64decode(found.get("data", "")),
             found["seq"],
             _moment(found["time"]),
@@ -245,23 +247,19 @@ class LogReader:
             raise Unavailable(message) from error
         return decoded
 
-    async def _answered(self, message: Msg) -> None:
-        waiting = self._waiting.get(message.subject.rpartition(".")[2])
+    def _answered(self, subject: str, _: str, headers: Mapping[str, str] | None, data: bytes) -> None:
+        waiting = self._waiting.get(subject.rpartition(".")[2])
         if waiting is None or waiting[1].done():
             return
         messages, answered = waiting
-        headers = message.headers or {}
+        headers = headers or {}
         match headers.get("Status"):
             case None:
-                messages.append(
-                    Raw(
-                        headers["Nats-Subject"],
-                        headers,
-                        message.data,
-                        int(headers["Nats-Sequence"]),
-                        _moment(headers["Nats-Time-Stamp"]),
-                    )
-                )
+                try:
+                    sequence, stored_at = int(headers["Nats-Sequence"]), _moment(headers["Nats-Time-Stamp"])
+                    messages.append(Raw(headers["Nats-Subject"], headers, data, sequence, stored_at))
+                except (KeyError, ValueError) as error:
+                    answered.set_exception(NatsError(f"direct get: {error!r}"))
             case "204" | "404":
                 answered.set_result(messages)
             case status:
@@ -302,13 +300,14 @@ class Follower:
         self._start_at = start_at
         self._last_per_subject = last_per_subject
         self._pull_messages = messages
-        self._queue: deque[Msg] = deque()
+        self._queue: deque[tuple[str, str, Mapping[str, str] | None, bytes]] = deque()
         self._arrived = asyncio.Event()
         self._inbox = ""
         self._consumer = ""
         self._subscription: Subscription | None = None
         self._pulls: deque[list[int]] = deque()
         self._pull_numbers = count()
+        self._pulling: asyncio.Task[None] | None = None
         self._delivered = 0
         self._broken: str | None = None
 
@@ -358,10 +357,13 @@ class Follower:
         self._queue.clear()
         self._pulls.clear()
         self._broken = None
+        pulling, self._pulling = self._pulling, None
+        if pulling is not None:
+            await end(pulling)
         if subscription is None or self._connection.is_closed:
             return
         try:
-            await subscription.unsubscribe()
+            await arrivals.unsubscribe(self._connection, subscription)
             await self._connection.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", b"")
         except (NatsError, OSError) as error:
             # The server forgets the consumer by itself after INACTIVE_SECONDS.
@@ -394,7 +396,9 @@ class Follower:
         try:
             # Ours before it is asked for: who is cancelled meanwhile lets go of it, too.
             self._inbox, self._consumer = inbox, name
-            self._subscription = await self._connection.subscribe(f"{inbox}.*", cb=partial(self._received, inbox))
+            self._subscription = await arrivals.subscribe(
+                self._connection, f"{inbox}.*", partial(self._received, inbox)
+            )
             seconds = FILTERED_SECONDS if self._filters else REQUEST_SECONDS
             answer = msgspec.json.decode(
                 (await self._connection.request(subject, msgspec.json.encode(request), timeout=seconds)).data
@@ -428,7 +432,7 @@ class Follower:
         if self.after == 0 or self._last_per_subject:
             return  # from the very first on there is no past
         found = (await self._asked("STREAM.MSG.GET", {"seq": self.after})).get("message")
-        stands = None if found is None else _headers(base64.b64decode(found.get("hdrs", ""))).get("ce-id", "")
+        stands = None if found is None else Headers(base64.b64decode(found.get("hdrs", ""))).get("ce-id", "")
         if stands is None:
             # It may have aged out. Or the stream ends before: once it has grown again, nothing would tell any more.
             last = (await self._asked("STREAM.INFO", {}))["state"]["last_seq"]
@@ -472,41 +476,45 @@ class Follower:
                 self._broken = f"nats: {error}"
                 return
 
-    async def _received(self, inbox: str, message: Msg) -> None:
+    def _received(self, inbox: str, subject: str, reply: str, headers: Mapping[str, str] | None, data: bytes) -> None:
         if inbox != self._inbox:
             return  # of a consumer that was thrown away while the connection was lost
-        self.heard_at = asyncio.get_running_loop().time()
-        status = (message.headers or {}).get("Status") if not message.reply or not message.data else None
+        loop = asyncio.get_running_loop()
+        self.heard_at = loop.time()
+        status = (headers or {}).get("Status") if not reply or not data else None
         if status is None:
-            self._queue.append(message)
+            self._queue.append((subject, reply, headers, data))
             if self._pulls:
                 self._pulls[0][1] -= 1
                 if self._pulls[0][1] == 0:
                     self._pulls.popleft()
             self._arrived.set()
         elif status == "408":
-            number = int(message.subject.rpartition(".")[2])
+            number = int(subject.rpartition(".")[2])
             self._pulls = deque(each for each in self._pulls if each[0] != number)
-            await self._pull()
+            if self._pulling is None or self._pulling.done():
+                self._pulling = loop.create_task(self._pull(), name=f"pull from {self._stream}")
         elif status != "100":
             # 409: the consumer was deleted, its leader changed, the server shuts down. 503: nobody serves it.
-            self._broken = f"consumer on {self._stream}: {status} {(message.headers or {}).get('Description', '')}"
+            self._broken = f"consumer on {self._stream}: {status} {(headers or {}).get('Description', '')}"
             self._arrived.set()
 
     def _take(self) -> list[Raw]:
         messages: list[Raw] = []
-        while self._queue and len(messages) < self._pull_messages:
-            message = self._queue.popleft()
-            sequence, delivered, stored_at, pending = _metadata(message.reply)
-            if delivered != self._delivered + 1:
-                self._broken = f"the consumer on {self._stream} skipped from {self._delivered} to {delivered}"
+        delivered, pending = self._delivered, self.pending
+        for _ in range(min(len(self._queue), self._pull_messages)):
+            subject, reply, headers, data = self._queue.popleft()
+            sequence, number, stored_at, left = _metadata(reply)
+            if number != delivered + 1:
+                self._broken = f"the consumer on {self._stream} skipped from {delivered} to {number}"
                 self._queue.clear()
                 break
-            self._delivered = delivered
-            self.after = sequence
-            self._after_id, self._after_known = (message.headers or {}).get("ce-id", ""), True
-            self.pending = pending
-            messages.append(Raw(message.subject, message.headers, message.data, sequence, stored_at))
+            delivered, pending = number, left
+            messages.append(Raw(subject, headers, data, sequence, stored_at))
+        if messages:
+            last = messages[-1]
+            self._delivered, self.pending, self.after = delivered, pending, last.sequence
+            self._after_id, self._after_known = (last.headers or {}).get("ce-id", ""), True
         return messages
 
 
@@ -524,7 +532,7 @@ def _metadata(reply: str) -> tuple[int, int, datetime, int]:
     """Stream sequence, consumer sequence, time and pending from `$JS.ACK...` in either of its forms (ADR-15)."""
     parts = reply.split(".")
     sequence, delivered, nanoseconds, pending = parts[5:9] if len(parts) == 9 else parts[7:11]
-    return int(sequence), int(delivered), _EPOCH + timedelta(microseconds=int(nanoseconds) // 1_000), int(pending)
+    return int(sequence), int(delivered), _EPOCH + timedelta(0, 0, int(nanoseconds) // 1_000), int(pending)
 
 
 def _moment(text: str) -> datetime:
@@ -535,13 +543,3 @@ def _moment(text: str) -> datetime:
     digits = rest.rstrip("Zz") if rest[-1] in "Zz" else rest[: max(rest.find("+"), rest.find("-"))]
     offset = rest[len(digits) :]
     return datetime.fromisoformat(f"{date}.{digits[:6]:0<6}{offset.upper().replace('Z', '+00:00')}").astimezone(UTC)
-
-
-def _headers(block: bytes) -> dict[str, str]:
-    """Headers of a stored message, from the block that the leader hands out."""
-    headers: dict[str, str] = {}
-    for line in block.decode("utf-8", "replace").split("\r\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers[name.strip()] = value.strip()
-    return headers

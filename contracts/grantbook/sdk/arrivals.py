@@ -1,0 +1,177 @@
+"""Messages as they come off the wire. Readers of the log get them by the ten thousand, and need little of each.
+
+The client of NATS reads all headers of a message, makes an object of it, and hands that to a task through a queue: more
+work than all that follows. A `Connection` is that client, but hands over the messages of the subscriptions made here
+while it reads them, with headers that are looked at when somebody asks. Any other client does as well, and slower.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, TypeVar, overload
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import ProtocolError
+from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+
+Sink = Callable[[str, str, Mapping[str, str] | None, bytes], None]
+"""Takes a message: its subject, where to reply ('' for nowhere), its headers, its body."""
+
+T = TypeVar("T")
+_VERSION: Final = b"NATS/1.0"
+_END: Final = b"\r\n"
+
+
+class Headers(Mapping[str, str]):
+    """Headers of a message, out of their block (NATS ADR-4). Of two with one name, the last counts.
+
+    Names are what stands before the colon, in the case in which they were sent. What the block's first line says is
+    `Status` and `Description`.
+    """
+
+    __slots__ = ("_block",)
+
+    def __init__(self, block: bytes) -> None:
+        self._block = block
+
+    @overload
+    def get(self, key: str, /) -> str | None: ...
+    @overload
+    def get(self, key: str, default: str, /) -> str: ...
+    @overload
+    def get(self, key: str, default: T, /) -> str | T: ...
+    def get(self, key: str, default: T | None = None, /) -> str | T | None:
+        """The header, or the default where there is none."""
+        block = self._block
+        name = _END + key.encode() + b":"
+        start = block.rfind(name)
+        if start >= 0:
+            start += len(name)
+            return block[start : block.find(_END, start)].strip().decode("utf-8", "replace")
+        if key in _OF_THE_STATUS and block[len(_VERSION) : len(_VERSION) + 1] == b" ":
+            return self._all().get(key, default)
+        return default
+
+    def __getitem__(self, key: str) -> str:
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __bool__(self) -> bool:
+        return True  # else `headers or {}` would read all of them
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> dict[str, str]:
+        first, *lines = self._block.decode("utf-8", "replace").split("\r\n")
+        status, _, description = first.removeprefix(_VERSION.decode()).strip().partition(" ")
+        found = {"Status": status} if status else {}
+        if description:
+            found["Description"] = description.strip()
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if colon:
+                found[name] = value.strip()
+        return found
+
+
+_OF_THE_STATUS: Final = frozenset({"Status", "Description"})
+
+
+class Connection(Client):
+    """The client of NATS, which hands over what arrives for the subscriptions of `subscribe` as it reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sinks: dict[bytes, Sink] = {}
+        """By the number of their subscription."""
+        self._ps = _Parser(self)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        sink = self.sinks.get(b"%d" % sid)
+        if sink is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        else:
+            sink(subject.decode(), reply.decode(), Headers(headers) if headers else None, data)
+
+
+class _Parser(Parser):
+    """Reads what has arrived: whole messages with headers, for sinks, in one go; all else as the client does."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._sinks = connection.sinks
+        self._needed = 0
+        """So many bytes must be there before the message that the buffer begins with is whole."""
+
+    def reset(self) -> None:
+        """Begin anew, on another connection."""
+        super().reset()
+        self._needed = 0
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take what was read. Raises `ProtocolError`."""
+        if self.state != AWAITING_CONTROL_LINE or not self._sinks:
+            await super().parse(data)
+            return
+        self.buf.extend(data)
+        if len(self.buf) < self._needed:
+            return
+        self._needed = 0
+        if self._take_whole():
+            await super().parse()
+
+    def _take_whole(self) -> bool:
+        """Hand over the messages at the buffer's beginning. Whether what follows is something else."""
+        buffer, sinks = bytes(self.buf), self._sinks
+        at, size = 0, len(buffer)
+        try:
+            while at < size:
+                end = buffer.find(_END, at)
+                if end < 0:
+                    return not b"HMSG ".startswith(buffer[at : at + 5])
+                parts = buffer[at:end].split()
+                if len(parts) not in _LINES or parts[0] != b"HMSG" or (sink := sinks.get(parts[2])) is None:
+                    return True
+                reply = parts[3] if len(parts) == _LINES[-1] else b""
+                head = end + len(_END)
+                body, end = head + int(parts[-2]), head + int(parts[-1])
+                if end + len(_END) > size:
+                    self._needed = end + len(_END) - at
+                    return False
+                at = end + len(_END)
+                sink(parts[1].decode(), reply.decode(), Headers(buffer[head:body]), buffer[body:end])
+        except ValueError as error:
+            raise ProtocolError from error
+        finally:
+            del self.buf[:at]
+        return False
+
+
+_LINES: Final = (5, 6)
+"""Words of the line before a message with headers: without and with where to reply."""
+
+
+async def subscribe(connection: Client, subject: str, sink: Sink) -> Subscription:
+    """Have what arrives on a subject handed over. What raises in a sink ends the connection's reading."""
+
+    async def came(message: Msg) -> None:
+        # From any other client; and from ours, should a newer version of it no longer ask us.
+        sink(message.subject, message.reply, message.headers, message.data)
+
+    subscription = await connection.subscribe(subject, cb=came)
+    if isinstance(connection, Connection):
+        connection.sinks[b"%d" % subscription._id] = sink  # noqa: SLF001  nothing arrives before somebody knows the subject
+    return subscription
+
+
+async def unsubscribe(connection: Client, subscription: Subscription) -> None:
+    """Have nothing more handed over. Raises what the client raises where the connection is lost."""
+    if isinstance(connection, Connection):
+        connection.sinks.pop(b"%d" % subscription._id, None)  # noqa: SLF001
+    await subscription.unsubscribe()

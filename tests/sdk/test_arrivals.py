@@ -1,0 +1,159 @@
+"""Messages as they come off the wire: the same to a reader as those that the client of NATS makes of them."""
+
+import asyncio
+from collections.abc import Mapping
+
+import nats
+import pytest
+from nats.aio.client import Client
+from nats.errors import ProtocolError
+
+from grantbook import subjects
+from grantbook.sdk import arrivals
+from grantbook.sdk.arrivals import Connection, Headers
+from grantbook.sdk.log import LogReader, Raw
+from tests.sdk.given import issued, registered, revoked, write
+
+BLOCK = (
+    b"NATS/1.0\r\nce-id: 1\r\nce-type:client.deleted\r\nce-id:\t2 \r\nCE-ID: 3\r\nempty:\r\nname: J\xc3\xb8rn\r\n\r\n"
+)
+STATUS = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 7\r\n\r\n"
+SECONDS = 10.0
+
+Arrival = tuple[str, str, dict[str, str] | None, bytes]
+
+
+def message(sid: int, reply: str, head: bytes, body: bytes) -> bytes:
+    words = " ".join(["HMSG", "a.subject", str(sid), *filter(None, [reply]), str(len(head)), str(len(head + body))])
+    return words.encode() + b"\r\n" + head + body + b"\r\n"
+
+
+def receiving(client: Connection, sid: int) -> list[Arrival]:
+    arrived: list[Arrival] = []
+
+    def sink(subject: str, reply: str, headers: Mapping[str, str] | None, data: bytes) -> None:
+        arrived.append((subject, reply, None if headers is None else dict(headers), data))
+
+    client.sinks[b"%d" % sid] = sink
+    return arrived
+
+
+def test_headers_are_those_of_the_block() -> None:
+    """Readers who dispatch on a header: of two the last counts, a name is exact, and what is not there is missing."""
+    headers = Headers(BLOCK)
+    assert headers["ce-type"] == "client.deleted"
+    assert headers.get("ce-id") == "2"
+    assert headers.get("e-id") is None
+    assert headers.get("Status") is None
+    assert headers.get("traceparent", "none") == "none"
+    assert "ce-time" not in headers
+    assert dict(headers) == {"ce-id": "2", "ce-type": "client.deleted", "CE-ID": "3", "empty": "", "name": "Jørn"}
+    with pytest.raises(KeyError):
+        headers["ce-time"]
+
+
+def test_a_status_stands_in_the_first_line() -> None:
+    """Followers, who go by it: a heartbeat, and the end of a pull."""
+    assert dict(Headers(STATUS)) == {"Status": "100", "Description": "Idle Heartbeat", "Nats-Last-Consumer": "7"}
+    assert Headers(STATUS).get("Status") == "100"
+    assert dict(Headers(b"NATS/1.0 503\r\n\r\n")) == {"Status": "503"}
+    assert Headers(b"NATS/1.0\r\nStatus: 7\r\n\r\n").get("Status") == "7"
+
+
+async def test_nothing_depends_on_how_the_stream_is_cut() -> None:
+    """Every reader: what is read at once from a socket ends anywhere, and other messages stand between."""
+    stream = b"".join(
+        (
+            message(7, "$JS.ACK.1", BLOCK, b'{"at": "\r\nHMSG a 7 1 2"}'),
+            b"+OK\r\n",
+            message(7, "", STATUS, b""),
+            message(8, "", BLOCK, b"of somebody else"),
+            b"MSG a.subject 7 5\r\nplain\r\n",
+            message(7, "$JS.ACK.2", BLOCK, b""),
+            message(7, "$JS.ACK.3", BLOCK, b"x" * 300),
+        )
+    )
+    about, status = dict(Headers(BLOCK)), dict(Headers(STATUS))
+    expected: list[Arrival] = [
+        ("a.subject", "$JS.ACK.1", about, b'{"at": "\r\nHMSG a 7 1 2"}'),
+        ("a.subject", "", status, b""),
+        ("a.subject", "", None, b"plain"),
+        ("a.subject", "$JS.ACK.2", about, b""),
+        ("a.subject", "$JS.ACK.3", about, b"x" * 300),
+    ]
+    for first in range(len(stream) + 1):
+        client = Connection()
+        arrived = receiving(client, 7)
+        await client._ps.parse(stream[:first])
+        await client._ps.parse(stream[first:])
+        assert arrived == expected, first
+    client = Connection()
+    arrived = receiving(client, 7)
+    for each in stream:
+        await client._ps.parse(bytes([each]))
+    assert arrived == expected
+
+
+async def test_what_was_half_read_is_forgotten_with_its_connection() -> None:
+    """Whoever reads through the loss of a server: the next one begins anew."""
+    client = Connection()
+    arrived = receiving(client, 7)
+    whole = message(7, "$JS.ACK.1", BLOCK, b"x" * 300)
+    await client._ps.parse(whole[:200])
+    client._ps.reset()
+    await client._ps.parse(whole)
+    assert [data for *_, data in arrived] == [b"x" * 300]
+
+
+async def test_what_is_no_protocol_ends_the_connection() -> None:
+    """Readers: the client connects again, where it would else wait for ever."""
+    client = Connection()
+    receiving(client, 7)
+    with pytest.raises(ProtocolError):
+        await client._ps.parse(b"HMSG a.subject 7 ten 12\r\n")
+
+
+async def test_both_clients_give_a_reader_the_same(log: Client, nats_url: str) -> None:
+    """Readers with a connection of their own: it is slower, and nothing else."""
+    await write(log, registered("c"), *(issued("c", f"g{number}", "u") for number in range(50)), revoked("c", "g7"))
+    other = await nats.connect(nats_url, allow_reconnect=False)
+    try:
+        assert isinstance(log, Connection)
+        assert not isinstance(other, Connection)
+        fast, slow = await everything(log), await everything(other)
+    finally:
+        await other.close()
+    assert fast == slow
+    assert [each.sequence for each in fast] == [*range(1, 53), 1, 52]
+
+
+async def everything(client: Client) -> list[Raw]:
+    """What a follower hands out, and then what direct gets answer."""
+    async with LogReader(client, subjects.LOG) as reader, reader.follow(0, messages=20) as follower:
+        found: list[Raw] = []
+        async with asyncio.timeout(SECONDS):
+            while len(found) < 52:
+                found += await follower.next(1.0)
+        last = await reader.last([subjects.client_record("c"), subjects.grant_gate("c", "g7")])
+        return [
+            raw_with_plain_headers(each) for each in [*found, *sorted(last.values(), key=lambda each: each.sequence)]
+        ]
+
+
+def raw_with_plain_headers(raw: Raw) -> Raw:
+    return Raw(raw.subject, dict(raw.headers or {}), raw.data, raw.sequence, raw.stored_at)
+
+
+async def test_what_comes_after_the_end_of_a_subscription_is_nobodys() -> None:
+    """Readers that were closed: a message that was under way does not reach them."""
+    client = Connection()
+    arrived = receiving(client, 7)
+    await client._ps.parse(message(7, "", BLOCK, b"before"))
+    client.sinks.clear()
+    await client._ps.parse(message(7, "", BLOCK, b"after"))
+    assert [data for *_, data in arrived] == [b"before"]
+
+
+def test_the_module_is_what_connect_uses() -> None:
+    """Whoever updates the client of NATS: its reading is ours as long as it keeps its parser where it is."""
+    assert type(Connection()._ps) is arrivals._Parser
