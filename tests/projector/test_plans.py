@@ -7,16 +7,16 @@ from typing import Any, Final
 
 import pytest
 
-from projector import queries
+from projector import finding, queries
 from projector.db import Connection
-from projector.queries import ClientFilter, Paging
+from projector.finding import ClientFilter, Paging
 from tests.projector import given
 from tests.projector.test_flags import apply
 
 CLIENTS: Final = 20_000
 RARE: Final = 10
 KEY: Final = b"a key of cursors"
-LARGE: Final = frozenset({"clients", "standings", "grants", "client_users", "events", "client_days", "users"})
+LARGE: Final = frozenset({"clients", "listed", "standings", "grants", "client_users", "events", "client_days", "users"})
 NOW: Final = datetime.now(UTC)
 
 PAGES: Final[dict[str, dict[str, Any]]] = {
@@ -26,6 +26,10 @@ PAGES: Final[dict[str, dict[str, Any]]] = {
     "a name": {"name": "rare agent"},
     "a common name": {"name": "agent"},
     "no such name": {"name": "nowhere"},
+    "two characters of a name": {"name": "ra"},
+    "a character of no name": {"name": "z"},
+    "characters of no alphabet": {"name": "\N{ROBOT FACE}\N{ROBOT FACE}\N{ROBOT FACE}"},
+    "two characters of no redirect": {"redirect_uri": "zz"},
     "a part of a redirect": {"redirect_uri": "rare.example"},
     "no such redirect": {"redirect_uri": "nowhere.example"},
     "a host": {"redirect_host": "rare.example"},
@@ -35,6 +39,8 @@ PAGES: Final[dict[str, dict[str, Any]]] = {
     "a rare source": {"source": "manual"},
     "a flag": {"flags": ["loopback_only"]},
     "no such flag": {"flags": ["punycode_host"]},
+    "never used": {"flags": ["never_used"]},
+    "suspended": {"status": "suspended"},
     "a burst": {"flags": ["many_registrations"]},
     "a new host": {"flags": ["new_redirect_host"]},
     "to review": {"needs_review": True},
@@ -117,7 +123,7 @@ async def register(database: Connection, seeded: list[Any]) -> Explaining:
 async def test_every_list_is_found_by_an_index(register: Explaining, database: Connection) -> None:
     """Admins of a large register: whichever filter and order they ask for, no page reads every client."""
     for name, asked in PAGES.items():
-        for sort in queries.CLIENT_SORTS:
+        for sort in finding.CLIENT_SORTS:
             for direction in ("", "-"):
                 register.plans.clear()
                 paging = Paging(f"{direction}{sort}", 50, None, count=False, key=KEY)
@@ -129,10 +135,9 @@ async def test_totals_read_a_small_index_and_no_client(register: Explaining) -> 
     """The same admins: how many there are is exact, and needs none of them to be looked at."""
     for name in COUNTED_BY_INDEX_ALONE:
         register.plans.clear()
-        where = await queries._counted_where(register, ClientFilter(**PAGES[name]))  # type: ignore[arg-type]
-        await queries._count(register, "clients c", where)  # type: ignore[arg-type]
+        await finding.total(register, ClientFilter(**PAGES[name]))  # type: ignore[arg-type]
         kinds = {(node["Node Type"], node.get("Index Name")) for node in register.nodes if "Scan" in node["Node Type"]}
-        assert kinds == {("Index Only Scan", "clients_by_traits")}, (name, kinds)
+        assert kinds == {("Index Only Scan", "listed_by_traits")}, (name, kinds)
 
 
 async def test_totals_of_what_changes_all_the_time_read_its_table_alone(register: Explaining) -> None:
@@ -141,7 +146,7 @@ async def test_totals_of_what_changes_all_the_time_read_its_table_alone(register
         for status in ("active", "any"):
             register.plans.clear()
             wanted = ClientFilter(**PAGES[name] | {"status": status}, flags=[], grant_types=[])
-            await queries._total_of_clients(register, wanted)  # type: ignore[arg-type]
+            await finding.total(register, wanted)  # type: ignore[arg-type]
             assert {node["Relation Name"] for node in register.nodes if "Relation Name" in node} == {"standings"}
 
 
