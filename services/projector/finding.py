@@ -259,7 +259,12 @@ async def _is_common(connection: AnyConnection, label: str) -> bool:
 
 
 _TABLES: Final = {"l": "listed", "s": "standings"}
-_FROM: Final = {"l": "listed l", "s": "standings s", "ls": "listed l JOIN standings s USING (client_key)"}
+_FROM: Final = {
+    "l": "listed l",
+    "s": "standings s",
+    # Each table is found from the other by its own key.
+    "ls": "listed l JOIN standings s ON s.client_key = l.client_key AND s.registered_position = l.registered_position",
+}
 _BESIDE: Final = {
     "l": "CROSS JOIN LATERAL (SELECT * FROM standings o WHERE o.client_key = l.client_key OFFSET 0) s",
     "s": "CROSS JOIN LATERAL (SELECT * FROM listed o WHERE o.registered_position = s.registered_position OFFSET 0) l",
@@ -340,9 +345,9 @@ def _conditions(  # noqa: C901, PLR0912  one filter after the other
         where.add(f"{of}.status <> 'deleted'")
         where.add(_NEVER_USED)
     if wanted.name is not None:
-        _part(where, "l.name", wanted.name.casefold(), by_index=by_index)
+        _part(where, wanted.name.casefold(), by_index=by_index)
     if wanted.redirect_uri is not None:
-        _part(where, "l.redirects", wanted.redirect_uri, by_index=by_index)
+        where.add("l.redirects LIKE {}", _pattern(wanted.redirect_uri))
         if "\n" in wanted.redirect_uri:
             where.add("false")  # no URI has a line break, and nothing may be found across two
     _created(where, wanted, of)
@@ -404,13 +409,13 @@ def _host(wanted: ClientFilter) -> str | None:
 _TRIGRAM: Final = re.compile("[0-9A-Za-z]{3}")
 
 
-def _part(where: Where, column: str, text: str, *, by_index: bool) -> None:
-    """Texts with this one in it. Where an index is to find them that has no trigrams of it: by pairs of characters."""
-    if by_index and not _TRIGRAM.search(text):
+def _part(where: Where, name: str, *, by_index: bool) -> None:
+    """Names with this in them. Where an index is to find them that has no trigrams of it: by pairs of characters."""
+    if by_index and not _TRIGRAM.search(name):
         # Not `LIKE`, which the index would be asked, too, and have to be read whole for.
-        where.add(f"pairs({column}) @@ {{}}::text::tsquery AND strpos({column}, {{}}) > 0", _pairs(text), text)
+        where.add("pairs(l.name) @@ {}::text::tsquery AND strpos(l.name, {}) > 0", _pairs(name), name)
     else:
-        where.add(f"{column} LIKE {{}}", _pattern(text))
+        where.add("l.name LIKE {}", _pattern(name))
 
 
 def _pattern(text: str) -> str:

@@ -323,8 +323,8 @@ async def family(connection: AnyConnection, name: str) -> FamilyItem | None:
 
 
 _FAMILIES: Final = """
-    SELECT family, count(*) FILTER (WHERE deleted_position IS NULL) AS clients, min(created_at) AS first_seen_at,
-        max(greatest(created_at, s.last_activity_at)) AS last_seen_at, min(c.registered_position) AS first_position,
+    SELECT family, count(*) FILTER (WHERE deleted_position IS NULL) AS clients, min(c.created_at) AS first_seen_at,
+        max(greatest(c.created_at, s.last_activity_at)) AS last_seen_at, min(c.registered_position) AS first_position,
         sum(s.active_grants)::bigint AS active_grants
     FROM clients c JOIN standings s USING (client_key) WHERE {which} GROUP BY family
 """
