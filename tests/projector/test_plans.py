@@ -139,6 +139,32 @@ async def test_totals_read_a_small_index_and_no_client(register: Explaining) -> 
         assert kinds == {("Index Only Scan", "listed_by_traits")}, (name, kinds)
 
 
+async def test_totals_of_what_many_have_read_an_index_and_no_client(register: Explaining) -> None:
+    """Admins who count by a common part of a name or of a redirect, or by a common host: exact, of whatever length."""
+    for asked in ({"name": "agent"}, {"name": "a"}, {"redirect_uri": "agent.test"}, {"redirect_host": "agent.test"}):
+        for status in ("active", "any"):
+            register.plans.clear()
+            assert await finding.total(register, ClientFilter(**asked, status=status)) > CLIENTS / 2  # type: ignore[arg-type]
+            scans = [node for node in register.nodes if node.get("Relation Name") == "listed"]
+            alone = {node["Index Name"] for node in scans if node["Node Type"] == "Index Only Scan"}
+            assert alone in ({"listed_by_name"}, {"listed_to_count"}), (asked, status, scans)
+            others = {node.get("Index Name") for node in scans} - alone
+            assert others <= {"listed_of_long_redirects"}, (asked, status, scans)
+
+
+async def test_a_page_looks_at_so_many_rows_along_its_order_and_then_asks_an_index(register: Explaining) -> None:
+    """Admins of any register: no page hangs on how many clients Postgres believes to pass."""
+    for sort in finding.CLIENT_SORTS:
+        for direction in ("", "-"):
+            register.plans.clear()
+            paging = Paging(f"{direction}{sort}", 50, None, count=False, key=KEY)
+            await queries.clients(register, ClientFilter(redirect_host="rare.example"), paging)  # type: ignore[arg-type]
+            along, by_index = register.plans[:2]
+            limits = [node["Plan Rows"] for node in walked(along) if node["Node Type"] == "Limit"]
+            assert max(limits) <= finding.LOOKED_AT, (sort, limits)
+            assert "listed_to_find" in {node.get("Index Name") for node in walked(by_index)}, sort
+
+
 async def test_totals_of_what_changes_all_the_time_read_its_table_alone(register: Explaining) -> None:
     """Admins who look for what is in use, and what is not: filters as the API has them, its empty lists included."""
     for name in ("with grants", "unused for long"):
