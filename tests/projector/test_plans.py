@@ -115,6 +115,8 @@ def seeded() -> list[Any]:
 async def register(database: Connection, seeded: list[Any]) -> Explaining:
     """The read models of it, with what Postgres knows of them."""
     await apply(database, seeded, size=5_000)
+    # Rows of a commit that is not on the disk yet are not known to be seen by all.
+    await database.execute("CHECKPOINT")
     await database.execute("VACUUM ANALYZE")
     return Explaining(database)
 
