@@ -60,9 +60,13 @@ def filters(now: datetime) -> dict[str, dict[str, str]]:
         "name, of few": {"name": "cursor 499"},
         "name, of none": {"name": "nobody's"},
         "name, two characters": {"name": "go"},
+        "name, one character": {"name": "g"},
+        "name, a character of none": {"name": "q"},
         "redirect_uri, of all": {"redirect_uri": "callback"},
         "redirect_uri, of one": {"redirect_uri": "own-5000.example"},
         "redirect_uri, of none": {"redirect_uri": "nowhere.example"},
+        "redirect_uri, of many": {"redirect_uri": "agent-7"},
+        "redirect_uri, two characters of none": {"redirect_uri": "zz"},
         "redirect_host, of all": {"redirect_host": "example"},
         "redirect_host, of one": {"redirect_host": "own-5000.example"},
         "redirect_host, of many": {"redirect_host": "agent-7.example"},
@@ -81,6 +85,17 @@ def filters(now: datetime) -> dict[str, dict[str, str]]:
         "last_activity_before": {"last_activity_before": now.isoformat()},
         "has_active_grants=true": {"has_active_grants": "true"},
         "has_active_grants=false": {"has_active_grants": "false"},
+        "dormant, one month": {
+            "last_activity_before": now.isoformat(),
+            "created_after": (now - 60 * day).isoformat(),
+            "created_before": (now - 30 * day).isoformat(),
+        },
+        "dormant, deleted": {"last_activity_before": now.isoformat(), "status": "deleted"},
+        "name and status, by grants": {"name": "claude", "status": "deleted", "sort": "-active_grants"},
+        "name, by name": {"name": "claude", "sort": "client_name"},
+        "name and grants": {"name": "claude", "has_active_grants": "true"},
+        "name and redirect_host": {"name": "go", "redirect_host": "example"},
+        "name and redirect_uri": {"name": "claude", "redirect_uri": "callback"},
     }
 
 

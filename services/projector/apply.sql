@@ -120,10 +120,11 @@ BEGIN
                 ),
                 coalesce(p.many, false)
             FROM n JOIN paced p USING (position)
-            RETURNING client_key, registered_position
+            RETURNING client_key, registered_position, created_at
         )
-        INSERT INTO standings AS s (client_key, registered_position) SELECT * FROM registered
-        ON CONFLICT (client_key) DO UPDATE SET registered_position = excluded.registered_position;
+        INSERT INTO standings AS s (client_key, registered_position, created_at) SELECT * FROM registered
+        ON CONFLICT (client_key) DO UPDATE SET registered_position = excluded.registered_position,
+            created_at = excluded.created_at;
     END IF;
 
     IF cardinality(new_metadata) > 0 THEN
@@ -141,14 +142,30 @@ BEGIN
     END IF;
 
     IF cardinality(new_gates) > 0 THEN
-        WITH gated AS (
-            UPDATE clients c SET suspended_position = n.suspended_position, deleted_position = n.deleted_position,
-                deleted_at = n.deleted_at
-            FROM unnest(new_gates) n
-            WHERE c.client_key = n.client_key AND c.registered_position < n.position AND c.deleted_position IS NULL
-            RETURNING c.client_key, c.suspended_position IS NOT NULL OR c.deleted_position IS NOT NULL AS gated
-        )
-        UPDATE standings s SET gated = g.gated FROM gated g WHERE s.client_key = g.client_key AND s.gated <> g.gated;
+        UPDATE clients c SET suspended_position = n.suspended_position, deleted_position = n.deleted_position,
+            deleted_at = n.deleted_at
+        FROM unnest(new_gates) n
+        WHERE c.client_key = n.client_key AND c.registered_position < n.position AND c.deleted_position IS NULL;
+        UPDATE standings s SET status = n.status FROM unnest(new_gates) g JOIN to_list n USING (client_key)
+        WHERE s.client_key = n.client_key AND s.status <> n.status;
+    END IF;
+
+    IF cardinality(new_clients) > 0 OR cardinality(new_metadata) > 0 OR cardinality(new_gates) > 0 THEN
+        -- From the rows as they are by now: whatever of this happened to a client, and in whichever order.
+        INSERT INTO listed AS l (registered_position, client_key, created_at, traits, status, name, redirects, labels,
+            short_redirects, hosts)
+        SELECT n.registered_position, n.client_key, n.created_at, n.traits, n.status, n.name, n.redirects, n.labels,
+            n.short_redirects, n.hosts
+        FROM (
+            SELECT client_key FROM unnest(new_clients)
+            UNION SELECT client_key FROM unnest(new_metadata)
+            UNION SELECT client_key FROM unnest(new_gates)
+        ) touched JOIN to_list n USING (client_key)
+        ON CONFLICT (registered_position) DO UPDATE SET traits = excluded.traits, status = excluded.status,
+            name = excluded.name, redirects = excluded.redirects, labels = excluded.labels,
+            short_redirects = excluded.short_redirects, hosts = excluded.hosts
+        WHERE (l.traits, l.status, l.name, l.redirects, l.labels)
+            IS DISTINCT FROM (excluded.traits, excluded.status, excluded.name, excluded.redirects, excluded.labels);
     END IF;
 
     IF cardinality(new_grants) > 0 THEN

@@ -387,6 +387,18 @@ _ROWS: Final = {
         ("redirect_hosts_pkey",),
         (projections.NEW_HOST, flags.BURST_CLIENTS, projections.BURST),
     ),
+    "listed": Rows(
+        "loaded_clients",
+        """
+        INSERT INTO listed (registered_position, client_key, created_at, traits, status, name, redirects, labels,
+            short_redirects, hosts)
+        SELECT registered_position, client_key, created_at, traits, status, name, redirects, labels, short_redirects,
+            hosts
+        FROM to_list
+        ORDER BY registered_position
+        """,
+        ("clients",),
+    ),
     "grants": Rows(
         "loaded_grants",
         """
@@ -427,7 +439,8 @@ _ROWS: Final = {
     "standings": Rows(
         "loaded_grants",
         """
-        INSERT INTO standings (client_key, registered_position, gated, grants, open_grants, open_users, last_granted_at)
+        INSERT INTO standings (client_key, registered_position, created_at, status, grants, open_grants, open_users,
+            last_granted_at)
         WITH granted AS (
             SELECT client_key, count(*) AS grants, count(*) FILTER (WHERE open) AS opened
             FROM grants GROUP BY client_key
@@ -442,10 +455,9 @@ _ROWS: Final = {
             WHERE c.registered_position < n.position
             GROUP BY client_key
         )
-        SELECT client_key, c.registered_position,
-            coalesce(c.suspended_position, c.deleted_position) IS NOT NULL, coalesce(g.grants, 0),
+        SELECT client_key, c.registered_position, c.created_at, coalesce(c.status, 'active'), coalesce(g.grants, 0),
             coalesce(g.opened, 0), coalesce(u.users, 0), coalesce(l.at, '-infinity')
-        FROM clients c FULL JOIN granted g USING (client_key)
+        FROM to_list c FULL JOIN granted g USING (client_key)
         LEFT JOIN used_by u USING (client_key) LEFT JOIN latest l USING (client_key)
         """,
         ("clients", "grants_pkey", "client_users"),

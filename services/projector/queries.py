@@ -3,7 +3,6 @@
 Of what callers send, nothing becomes SQL: sorts and states are keys of the tables here, everything else is a parameter.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, Final, Literal, cast
@@ -34,14 +33,14 @@ from grantbook.admin import (
 )
 from grantbook.positions import Position
 from grantbook.sealed import Note, Sealed
-from projector import cursors, traits
-from projector.cursors import Place
+from projector import cursors, finding, traits
 from projector.db import AnyConnection
+from projector.finding import ClientFilter, Cursors, Paging, Sort, Where, position_after, walk
 
 MAX_HISTORY: Final = 1_000
 """Most entries of a client's history in one answer; of a longer one, the newest."""
 SORTED_CHARACTERS: Final = 200
-"""Names are sorted by so many of their characters: a cursor holds them."""
+"""Names of users are sorted by so many of their characters: a cursor holds them."""
 MAX_PREVIEWED_SCOPES: Final = 100
 MAX_LAPSED: Final = 10_000
 """Grants that lapsed and were not swept yet: so many are looked at. There are more only while no projector runs."""
@@ -49,25 +48,6 @@ MAX_LAPSED: Final = 10_000
 Row = asyncpg.Record
 
 
-class Sort(Struct, frozen=True):
-    """What a list is sorted by: an expression without NULLs, and its type."""
-
-    expression: str
-    type: str
-
-
-CLIENT_SORTS: Final[Mapping[str, Sort]] = {
-    "created_at": Sort("c.created_at", "timestamptz"),
-    "client_name": Sort(f"left(c.client_name_folded, {SORTED_CHARACTERS})", "text"),
-    "last_activity_at": Sort("s.last_activity_at", "timestamptz"),
-    "active_grants": Sort("s.active_grants", "bigint"),
-}
-CLIENT_STATES: Final[Mapping[str, str]] = {
-    "active": "c.deleted_position IS NULL AND c.suspended_position IS NULL",
-    "suspended": "c.deleted_position IS NULL AND c.suspended_position IS NOT NULL",
-    "deleted": "c.deleted_position IS NOT NULL",
-    "any": "true",
-}
 FLAG_CONDITIONS: Final[Mapping[str, str]] = {
     "new_redirect_host": "c.new_redirect_host",
     "many_registrations": "c.many_registrations",
@@ -93,45 +73,13 @@ GRANT_STATES: Final[Mapping[str, str]] = {
 STANDING: Final = ("active", "suspended")
 """States of grants that stand."""
 _CLIENTS: Final = "clients c JOIN standings s USING (client_key)"
-_CLIENT: Final = re.compile(r"\bc\.")
-_STANDING: Final = re.compile(r"\bs\.")
 _CLIENT_COLUMNS: Final = """
     c.client_key, c.client_id, c.client_name, c.redirect_uris, c.scope, c.grant_types, c.token_endpoint_auth_method,
     c.created_at, c.source, c.suspended_position, c.deleted_position,
     nullif(s.last_activity_at, '-infinity') AS last_activity_at, c.family, c.flags,
-    CASE WHEN s.gated THEN 0 ELSE s.open_users END AS active_users, s.active_grants,
+    CASE s.status WHEN 'active' THEN s.open_users ELSE 0 END AS active_users, s.active_grants,
 """ + ", ".join(f"({condition}) AS {name}" for name, condition in FLAG_CONDITIONS.items())
-_LAST_USED_AT: Final = "greatest(s.last_activity_at, s.last_granted_at, c.created_at)"
-
-
-class Paging(Struct, frozen=True):
-    """Which page of a list: `sort` is a name, with `-` in front for descending."""
-
-    sort: str
-    limit: int
-    cursor: str | None
-    count: bool
-    key: bytes
-
-
-class ClientFilter(Struct, frozen=True, kw_only=True):
-    """Which clients. Repeated values must all hold."""
-
-    name: str | None = None
-    redirect_uri: str | None = None
-    redirect_host: str | None = None
-    grant_types: Sequence[str] = ()
-    source: str | None = None
-    status: str = "active"
-    flags: Sequence[str] = ()
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    last_activity_before: datetime | None = None
-    has_active_grants: bool | None = None
-    family: str | None = None
-    needs_review: bool | None = None
-    client_key: str | None = None
-    revoked_after: datetime | None = None
+_LAST_USED_AT: Final = "greatest(s.last_activity_at, s.last_granted_at, s.created_at)"
 
 
 class Stale(Struct, frozen=True):
@@ -143,13 +91,6 @@ class Stale(Struct, frozen=True):
     total: int | UnsetType = UNSET
     active_grants: int | UnsetType = UNSET
     users: int | UnsetType = UNSET
-
-
-class Cursors(Struct, frozen=True):
-    """Those of a page: of the next one and of the one before, where there is one."""
-
-    next_cursor: str | UnsetType
-    previous_cursor: str | UnsetType
 
 
 class EventFilter(Struct, frozen=True, kw_only=True):
@@ -164,60 +105,17 @@ class EventFilter(Struct, frozen=True, kw_only=True):
     to: datetime | None = None
 
 
-class _Where:
-    """Conditions and the parameters that they need."""
-
-    def __init__(self) -> None:
-        self.parameters: list[object] = []
-        self._conditions: list[str] = []
-
-    def add(self, condition: str, *values: object) -> None:
-        """A condition in which each `{}` stands for a value."""
-        self._conditions.append(condition.format(*(self.parameter(each) for each in values)))
-
-    def add_found(self, labels: list[str]) -> None:
-        """A client must have all of these labels."""
-        if labels:
-            self.add("c.labels @> {}", labels)
-
-    def parameter(self, value: object) -> str:
-        self.parameters.append(value)
-        return f"${len(self.parameters)}"
-
-    def __str__(self) -> str:
-        return " AND ".join(f"({each})" for each in self._conditions) or "true"
-
-
 async def clients(
     connection: AnyConnection, wanted: ClientFilter, paging: Paging, days: Sequence[date] = ()
 ) -> ClientPage:
     """A page of clients, with how often each was used on these days. Raises `cursors.InvalidCursor`."""
-    sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
-    total = await _total_of_clients(connection, wanted) if paging.count else UNSET
-    where = await _clients_where(connection, wanted)
-    rows, around = await _page(
-        connection, f"clients {paging.sort}", _CLIENT_COLUMNS, _CLIENTS, where, sort, _tie(sort), paging
-    )
+    total = await finding.total(connection, wanted) if paging.count else UNSET
+    keys, around = await finding.page(connection, wanted, paging)
+    rows = await _clients_of(connection, keys)
     active = await _active(connection, rows)
     used = await _used(connection, rows, days)
     items = [_client_item(each, active, used) for each in rows]
     return ClientPage(items=items, total=total, **structs.asdict(around))
-
-
-async def _total_of_clients(connection: AnyConnection, wanted: ClientFilter) -> int:
-    """How many there are: from the smallest table that has all that is asked for."""
-    where = await _counted_where(connection, wanted)
-    if not _STANDING.search(str(where)):
-        return await _count(connection, "clients c", where)
-    if wanted.status in {"active", "any"}:
-        # Of these two states `standings` knows itself.
-        alone = await _counted_where(connection, structs.replace(wanted, status="any"))
-        if not _CLIENT.search(str(alone)):
-            alone.add("s.registered_position IS NOT NULL")
-            if wanted.status == "active":
-                alone.add("NOT s.gated")
-            return await _count(connection, "standings s", alone)
-    return await _count(connection, _CLIENTS, where)
 
 
 async def client(connection: AnyConnection, key: str, days: Sequence[date] = ()) -> ClientDetail | None:
@@ -280,7 +178,7 @@ async def grants_of_client(
     connection: AnyConnection, key: str, status: str, user: str | None, paging: Paging
 ) -> GrantPage:
     """A page of a client's grants. `user` is part of a name, or a whole id. Raises `cursors.InvalidCursor`."""
-    where = _Where()
+    where = Where()
     where.add("g.client_key = {}", key)
     if status in STANDING and await _is_deleted(connection, key):
         where.add("false")  # that none of them stands is known without looking at each
@@ -309,7 +207,7 @@ async def _is_deleted(connection: AnyConnection, key: str) -> bool:
 
 async def grants_of_user(connection: AnyConnection, key: str, status: str, paging: Paging) -> GrantPage:
     """A page of a user's grants, across clients. Raises `cursors.InvalidCursor`."""
-    where = _Where()
+    where = Where()
     where.add("g.user_key = {}", key)
     return await _grants(connection, "user", where, status, paging, across_clients=True)
 
@@ -319,7 +217,7 @@ async def users(connection: AnyConnection, user: str | None, paging: Paging) -> 
 
     Names stand with the grants, so that one that was erased stands nowhere else: looking for one reads all of them.
     """
-    where = _Where()
+    where = Where()
     source = "users u"
     if user is not None:
         named = "SELECT user_key FROM grants WHERE strpos(username_folded, {}) > 0"
@@ -402,7 +300,7 @@ async def families(connection: AnyConnection, name: str | None, paging: Paging) 
 
     `name` is part of the name of one of the clients.
     """
-    where = _Where()
+    where = Where()
     having = "true"
     if name is not None:
         having = f"bool_or(strpos(client_name_folded, {where.parameter(name.casefold())}) > 0)"
@@ -425,8 +323,8 @@ async def family(connection: AnyConnection, name: str) -> FamilyItem | None:
 
 
 _FAMILIES: Final = """
-    SELECT family, count(*) FILTER (WHERE deleted_position IS NULL) AS clients, min(created_at) AS first_seen_at,
-        max(greatest(created_at, s.last_activity_at)) AS last_seen_at, min(c.registered_position) AS first_position,
+    SELECT family, count(*) FILTER (WHERE deleted_position IS NULL) AS clients, min(c.created_at) AS first_seen_at,
+        max(greatest(c.created_at, s.last_activity_at)) AS last_seen_at, min(c.registered_position) AS first_position,
         sum(s.active_grants)::bigint AS active_grants
     FROM clients c JOIN standings s USING (client_key) WHERE {which} GROUP BY family
 """
@@ -528,15 +426,16 @@ async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: d
     since = now - unused_for
     if paging.cursor is not None:
         since = datetime.fromisoformat(cursors.decode(paging.cursor, paging.key, order=order).since)
-    where = _Where()
-    where.add("c.deleted_position IS NULL")
+    where = Where()
+    where.add("s.registered_position IS NOT NULL")
+    where.add("s.status <> 'deleted'")
     where.add(f"{_LAST_USED_AT} < {{}}", since)
     counts = {}
     if paging.count:
         row = await connection.fetchrow(
             f"""
             WITH there AS MATERIALIZED (
-                SELECT c.client_key, s.active_grants FROM {_CLIENTS} WHERE {where}
+                SELECT s.client_key, s.active_grants FROM standings s WHERE {where}
             )
             SELECT count(*) AS total, coalesce(sum(active_grants), 0)::bigint AS active_grants, (
                 SELECT count(DISTINCT u.user_key) FROM there t JOIN client_users u USING (client_key)
@@ -548,20 +447,23 @@ async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: d
         )
         assert row is not None
         counts = dict(row)
-    rows, around = await _page(
+    found, around = await _page(
         connection,
         order,
-        f"{_CLIENT_COLUMNS}, {_LAST_USED_AT} AS last_used_at",
-        _CLIENTS,
+        f"s.client_key, {_LAST_USED_AT} AS last_used_at",
+        "standings s",
         where,
         Sort(_LAST_USED_AT, "timestamptz"),
-        "c.registered_position",
+        "s.registered_position",
         paging,
         since=since.isoformat(),
     )
+    used_at = {each["client_key"]: each["last_used_at"] for each in found}
+    rows = await _clients_of(connection, list(used_at))
     active = await _active(connection, rows)
     items = [
-        StaleClient(**structs.asdict(_client_item(each, active)), last_used_at=each["last_used_at"]) for each in rows
+        StaleClient(**structs.asdict(_client_item(each, active)), last_used_at=used_at[each["client_key"]])
+        for each in rows
     ]
     return Stale(items, around, since, **counts)
 
@@ -571,8 +473,8 @@ async def totals(connection: AnyConnection) -> Totals:
     row = await connection.fetchrow(
         f"""
         WITH gates AS MATERIALIZED (
-            SELECT c.traits & {traits.mask("suspended", "deleted")} AS gate, count(*) AS clients
-            FROM clients c GROUP BY 1
+            SELECT l.traits & {traits.mask("suspended", "deleted")} AS gate, count(*) AS clients
+            FROM listed l GROUP BY 1
         )
         SELECT coalesce(sum(clients), 0)::bigint AS clients,
             coalesce(sum(clients) FILTER (WHERE gate = 0), 0)::bigint AS active_clients,
@@ -637,121 +539,12 @@ def audit_event(row: Row, identity: str) -> AuditEvent:
     )
 
 
-async def _clients_where(connection: AnyConnection, wanted: ClientFilter) -> _Where:
-    """The conditions for a page of a list: those of few clients have an index, the others are looked at on the way."""
-    where = _Where()
-    where.add(CLIENT_STATES[wanted.status])
-    where.add_found(_found_whole(wanted))
-    if wanted.needs_review is not None:
-        overlaps = "c.labels && {}" if wanted.needs_review else "NOT (c.labels && {})"
-        where.add(overlaps, list(flags.TO_REVIEW))
-    for each in wanted.flags:
-        if each in FLAG_CONDITIONS:
-            where.add(FLAG_CONDITIONS[each])
-    return await _with_the_rest(connection, where, wanted)
-
-
-async def _counted_where(connection: AnyConnection, wanted: ClientFilter) -> _Where:
-    """The same conditions for counting: as bits of one column, as far as they go."""
-    where = _Where()
-    where.add(_COUNTED_STATES[wanted.status])
-    known = [each for each in (*wanted.flags, *(f"grant:{each}" for each in wanted.grant_types)) if each in _TRAITS]
-    if wanted.source is not None:
-        if f"source:{wanted.source}" in _TRAITS:
-            known.append(f"source:{wanted.source}")
-        else:
-            where.add(traits.lacks("source:cimd", "source:manual"))
-    if known:
-        where.add(traits.has(*known))
-    if wanted.needs_review is not None:
-        where.add((traits.has_any if wanted.needs_review else traits.lacks)(*flags.TO_REVIEW))
-    if traits.TIMELY_FLAG in wanted.flags:
-        where.add(FLAG_CONDITIONS[traits.TIMELY_FLAG])
-    where.add_found([each for each in _found_whole(wanted) if each not in _TRAITS and not each.startswith("source:")])
-    return await _with_the_rest(connection, where, wanted)
-
-
-_TRAITS: Final = traits.CONDITIONS
-_COUNTED_STATES: Final[Mapping[str, str]] = {
-    "active": traits.lacks("suspended", "deleted"),
-    "suspended": f"{traits.has('suspended')} AND {traits.lacks('deleted')}",
-    "deleted": traits.has("deleted"),
-    "any": "true",
-}
-
-
-def _found_whole(wanted: ClientFilter) -> list[str]:
-    """The labels that a client must have."""
-    found = [each for each in wanted.flags if each not in FLAG_CONDITIONS]
-    found += [f"grant:{each}" for each in wanted.grant_types]
-    if wanted.source is not None:
-        found.append(f"source:{wanted.source}")
-    if wanted.redirect_host is not None:
-        found.append(f"host:{wanted.redirect_host.lower().strip('.').strip('[]')}")
-    return found
-
-
-async def _with_the_rest(connection: AnyConnection, where: _Where, wanted: ClientFilter) -> _Where:  # noqa: C901
-    if wanted.name is not None:
-        where.add("c.client_name_folded LIKE {}", _part(wanted.name.casefold()))
-    if wanted.redirect_uri is not None:
-        where.add("c.redirect_text LIKE {}", _part(wanted.redirect_uri))
-        if "\n" in wanted.redirect_uri:
-            where.add("false")  # no URI has a line break, and nothing may be found across two
-    if wanted.client_key is not None:
-        where.add("c.client_key = {}", wanted.client_key)
-    if wanted.created_after is not None:
-        where.add("c.created_at > {}", wanted.created_after)
-    if wanted.created_before is not None:
-        where.add("c.created_at < {}", wanted.created_before)
-    if wanted.last_activity_before is not None:
-        where.add("s.last_activity_at < {}", wanted.last_activity_before)
-    if wanted.has_active_grants is not None:
-        where.add("s.active_grants > 0" if wanted.has_active_grants else "s.active_grants = 0")
-    if wanted.family is not None:
-        where.add("c.family = {}", wanted.family)
-    if wanted.revoked_after is not None:
-        first = await _position_after(connection, wanted.revoked_after)
-        if first is None:
-            where.add("false")
-        else:
-            where.add(_CUT_OFF_SINCE, first, first)
-    return where
-
-
-def _part(text: str) -> str:
-    """The pattern of `LIKE` that is any text with this one in it."""
-    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%{escaped}%"
-
-
-async def _position_after(connection: AnyConnection, moment: datetime) -> int | None:
-    """The first position that was recorded then or later: those of the log are in the order of time."""
-    position: int | None = await connection.fetchval(
-        "SELECT position FROM events WHERE recorded_at >= $1 ORDER BY recorded_at, position LIMIT 1", moment
-    )
-    return position
-
-
-_CUT_OFF_SINCE: Final = """
-    c.client_key IN (
-        SELECT e.client_key FROM events e
-        WHERE e.position >= {} AND e.type IN ('grant.revoked', 'client.suspended', 'client.deleted')
-        UNION
-        SELECT g.client_key FROM cut_offs k JOIN grants g ON g.user_key = k.user_key
-        WHERE k.position >= {} AND g.issued_position < k.position AND g.lapses_at > k.recorded_at
-            AND (g.revoked_position IS NULL OR g.revoked_position > k.position)
-    )
-"""
-"""Clients that lost a grant by a revocation since, or were suspended or deleted."""
-
-
-async def _events_where(connection: AnyConnection, wanted: EventFilter) -> _Where:
-    where = _Where()
+async def _events_where(connection: AnyConnection, wanted: EventFilter) -> Where:
+    where = Where()
     after = wanted.after
     if wanted.from_ is not None:
         # So the page's own index can start where the time does.
-        first = await _position_after(connection, wanted.from_)
+        first = await position_after(connection, wanted.from_)
         if first is None:
             where.add("false")
         else:
@@ -771,7 +564,7 @@ async def _events_where(connection: AnyConnection, wanted: EventFilter) -> _Wher
 async def _grants(
     connection: AnyConnection,
     of: str,
-    where: _Where,
+    where: Where,
     status: str,
     paging: Paging,
     *,
@@ -817,7 +610,7 @@ async def _page(
     order: str,
     columns: str,
     source: str,
-    where: _Where,
+    where: Where,
     sort: Sort,
     tie: str,
     paging: Paging,
@@ -825,41 +618,21 @@ async def _page(
     tie_type: str = "bigint",
     since: str = "",
 ) -> tuple[list[Row], Cursors]:
-    """Rows behind the cursor, or before it. Sorted values travel as text: exact for every type here."""
-    place = None if paging.cursor is None else cursors.decode(paging.cursor, paging.key, order=order)
-    backward = place is not None and place.backward
-    descending = paging.sort.startswith("-") != backward
-    direction, compare = ("DESC", "<") if descending else ("ASC", ">")
-    if place is not None:
-        where.add(
-            f"({sort.expression}, {tie}) {compare} ({{}}::text::{sort.type}, {{}}::text::{tie_type})",
-            place.value,
-            place.tie,
-        )
-    limit = where.parameter(paging.limit + 1)
+    """Rows behind the cursor, or before it."""
+    way = walk(paging, order)
+    way.begin(where, sort, tie, tie_type)
     rows = await connection.fetch(
         f"""
         SELECT {columns}, ({sort.expression})::text AS sorted_value, ({tie})::text AS sorted_tie
-        FROM {source} WHERE {where} ORDER BY {sort.expression} {direction}, {tie} {direction} LIMIT {limit}
+        FROM {source} WHERE {where} ORDER BY {sort.expression} {way.direction}, {tie} {way.direction}
+        LIMIT {where.parameter(paging.limit + 1)}
         """,
         *where.parameters,
     )
-    more, rows = len(rows) > paging.limit, rows[: paging.limit]
-    if backward:
-        rows.reverse()
-
-    def at(row: Row, *, backward: bool) -> str:
-        return cursors.encode(Place(order, row["sorted_value"], row["sorted_tie"], since, backward), paging.key)
-
-    # On the side that this page was come to from there was a page.
-    has_next, has_previous = (True, more) if backward else (more, place is not None)
-    return rows, Cursors(
-        at(rows[-1], backward=False) if rows and has_next else UNSET,
-        at(rows[0], backward=True) if rows and has_previous else UNSET,
-    )
+    return way.turned(rows, order, paging, since)
 
 
-async def _count(connection: AnyConnection, source: str, where: _Where) -> int:
+async def _count(connection: AnyConnection, source: str, where: Where) -> int:
     return cast("int", await connection.fetchval(f"SELECT count(*) FROM {source} WHERE {where}", *where.parameters))
 
 
@@ -892,9 +665,15 @@ async def _active(connection: AnyConnection, clients_: Sequence[Row]) -> dict[st
     return active
 
 
-def _tie(sort: Sort) -> str:
-    """Where each client stands in the log, from the table that is sorted: so that its index has both."""
-    return "s.registered_position" if sort.expression.startswith("s.") else "c.registered_position"
+async def _clients_of(connection: AnyConnection, keys: Sequence[str]) -> list[Row]:
+    """The rows of these clients, in this order."""
+    if not keys:
+        return []
+    rows = await connection.fetch(
+        f"SELECT {_CLIENT_COLUMNS} FROM {_CLIENTS} WHERE c.client_key = ANY($1::text[])", keys
+    )
+    by_key = {each["client_key"]: each for each in rows}
+    return [by_key[each] for each in keys]
 
 
 async def _used(

@@ -37,17 +37,71 @@ CREATE TABLE clients (
     deleted_position bigint,
     deleted_at timestamptz,
     traits integer NOT NULL GENERATED ALWAYS AS (:traits) STORED
-    -- What the counting of lists reads is an index alone, where its pages are known to be seen by all.
-) WITH (fillfactor = 90, autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_scale_factor = 0.05);
-CREATE INDEX clients_by_created_at ON clients (created_at, registered_position);
-CREATE INDEX clients_by_traits ON clients (traits);
-CREATE INDEX clients_of_new_hosts ON clients (created_at, registered_position) WHERE new_redirect_host;
-CREATE INDEX clients_of_bursts ON clients (created_at, registered_position) WHERE many_registrations;
-CREATE INDEX clients_to_find ON clients
-    USING gin (labels, client_name_folded gin_trgm_ops, redirect_text gin_trgm_ops);
-CREATE INDEX clients_by_name ON clients (left(client_name_folded, 200), registered_position);
+) WITH (fillfactor = 90);
 CREATE INDEX clients_by_family ON clients (family);
 CREATE INDEX clients_by_registered_family ON clients (registered_family, registered_position);
+
+-- What filters and orders of the list look at, and nothing else: where many clients pass, all of it can be read. A row is
+-- made anew, by `to_list`, whenever something of its client changes.
+CREATE TABLE listed (
+    registered_position bigint PRIMARY KEY,
+    client_key text NOT NULL,
+    created_at timestamptz NOT NULL,
+    traits integer NOT NULL,
+    status text NOT NULL,
+    -- Folded, and no longer than an index can hold.
+    name text NOT NULL,
+    redirects text NOT NULL,
+    labels text[] NOT NULL,
+    -- The redirects again, and the labels of their hosts, a line each: as far as an index can hold them.
+    short_redirects text,
+    hosts text
+    -- What the counting of lists reads is an index alone, where its pages are known to be seen by all.
+) WITH (fillfactor = 90, autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE VIEW to_list AS
+SELECT
+    c.registered_position, c.client_key, c.created_at, c.traits, g.status, left(c.client_name_folded, 600) AS name,
+    c.redirect_text AS redirects,
+    c.labels || CASE WHEN c.many_registrations THEN '{many_registrations}'::text[] ELSE '{}' END
+        || CASE WHEN c.new_redirect_host THEN '{new_redirect_host}'::text[] ELSE '{}' END
+        || CASE WHEN g.status = 'active' THEN '{}' ELSE ARRAY['status:' || g.status] END AS labels,
+    CASE WHEN h.fit THEN c.redirect_text END AS short_redirects, CASE WHEN h.fit THEN h.hosts END AS hosts
+FROM clients c
+CROSS JOIN LATERAL (
+    SELECT hosts, octet_length(hosts) <= 1000 AND octet_length(c.redirect_text) <= 1000 AS fit
+    FROM (
+        SELECT coalesce(string_agg(E'\n' || label || E'\n', ''), '') AS hosts
+        FROM unnest(c.labels) AS label WHERE label LIKE 'host:%'
+    ) a
+) h
+CROSS JOIN LATERAL (
+    SELECT CASE
+        WHEN c.deleted_position IS NOT NULL THEN 'deleted'
+        WHEN c.suspended_position IS NOT NULL THEN 'suspended'
+        ELSE 'active'
+    END AS status
+) g;
+
+-- Each character of a name with the one behind it: parts of one or two characters have no trigrams, and neither have
+-- those without letters of ASCII in a row, where the database's locale knows no others.
+CREATE FUNCTION pairs(said text) RETURNS tsvector LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE COST 1000 AS $$
+DECLARE
+    found text[] := '{}';
+BEGIN
+    FOR place IN 1 .. length(said) LOOP
+        found := found || substr(said, place, 2);
+    END LOOP;
+    RETURN array_to_tsvector(found);
+END $$;
+
+CREATE INDEX listed_by_created_at ON listed (created_at, registered_position);
+CREATE INDEX listed_by_traits ON listed (traits);
+CREATE INDEX listed_by_name ON listed (name, registered_position) INCLUDE (status);
+CREATE INDEX listed_to_count ON listed (status) INCLUDE (short_redirects, hosts);
+CREATE INDEX listed_of_long_redirects ON listed (registered_position) WHERE short_redirects IS NULL;
+CREATE INDEX listed_to_find ON listed
+    USING gin (labels, name gin_trgm_ops, redirects gin_trgm_ops, pairs(name));
 
 -- What changes about a client all the time, apart from what hardly ever does: that stays on its pages.
 -- Open grants are those that stand whatever the client's gate says, but for what lapsed and was not swept yet: see
@@ -55,14 +109,14 @@ CREATE INDEX clients_by_registered_family ON clients (registered_family, registe
 CREATE TABLE standings (
     client_key text PRIMARY KEY,
     registered_position bigint,
-    -- Suspended or deleted.
-    gated boolean NOT NULL DEFAULT false,
+    created_at timestamptz,
+    status text NOT NULL DEFAULT 'active',
     -- That there ever were.
     grants bigint NOT NULL DEFAULT 0,
     open_grants bigint NOT NULL DEFAULT 0,
     -- Who have one of these.
     open_users bigint NOT NULL DEFAULT 0,
-    active_grants bigint NOT NULL GENERATED ALWAYS AS (CASE WHEN gated THEN 0 ELSE open_grants END) STORED,
+    active_grants bigint NOT NULL GENERATED ALWAYS AS (CASE status WHEN 'active' THEN open_grants ELSE 0 END) STORED,
     -- When a grant was last issued or extended. Never: '-infinity', so that it can be compared.
     last_granted_at timestamptz NOT NULL DEFAULT '-infinity',
     -- From the activity. Never used: '-infinity', so that it can be sorted by.
@@ -70,6 +124,8 @@ CREATE TABLE standings (
 ) WITH (fillfactor = 70);
 CREATE INDEX standings_by_active_grants ON standings (active_grants, registered_position);
 CREATE INDEX standings_by_last_activity ON standings (last_activity_at, registered_position);
+CREATE INDEX standings_never_used ON standings (created_at, registered_position) INCLUDE (status)
+    WHERE last_granted_at = '-infinity' AND last_activity_at = '-infinity';
 
 -- Open grants of a user at a client. Pairs that have none any more stay.
 CREATE TABLE client_users (

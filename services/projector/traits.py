@@ -1,6 +1,7 @@
 """What filters ask of clients, as bits of one column: counting a list then reads a small index, and no client.
 
-`clients.traits` is made of the other columns by Postgres itself, so the two cannot differ.
+`clients.traits` is made of the other columns by Postgres itself, so the two cannot differ; `listed.traits` is the same.
+Of expressions Postgres takes it that hardly any row equals a value, so nothing here is written as an equality.
 """
 
 from collections.abc import Mapping
@@ -42,15 +43,15 @@ def mask(*names: str) -> int:
 
 
 def has(*names: str) -> str:
-    """Of a client `c`: all of these."""
-    return f"(c.traits & {mask(*names)}) = {mask(*names)}"
+    """Of a row `l` of `listed`: all of these."""
+    return f"(~l.traits & {mask(*names)}) < 1"
 
 
 def has_any(*names: str) -> str:
     """At least one of these."""
-    return f"(c.traits & {mask(*names)}) <> 0"
+    return f"(l.traits & {mask(*names)}) > 0"
 
 
 def lacks(*names: str) -> str:
     """None of these."""
-    return f"(c.traits & {mask(*names)}) = 0"
+    return f"(l.traits & {mask(*names)}) < 1"

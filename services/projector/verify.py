@@ -30,6 +30,7 @@ COMPARE_SECONDS: Final = 3_600.0
 
 _KEYS: Final = {
     "clients": "client_key",
+    "listed": "registered_position",
     "redirect_hosts": "host",
     "standings": "client_key",
     "grants": "client_key, grant_key",
@@ -304,15 +305,14 @@ _MISCOUNTED: Final = {
         EXCEPT SELECT client_key, user_key, count(*) FROM grants WHERE open GROUP BY 1, 2)
     """,
     "standings": """
-        SELECT s.client_key, s.grants, s.open_grants, s.open_users, s.gated
-        FROM standings s LEFT JOIN clients c USING (client_key) LEFT JOIN (
+        SELECT s.client_key, s.grants, s.open_grants, s.open_users, s.status
+        FROM standings s LEFT JOIN to_list c USING (client_key) LEFT JOIN (
             SELECT client_key, count(*) AS grants, count(*) FILTER (WHERE open) AS open_grants,
                 count(DISTINCT user_key) FILTER (WHERE open) AS open_users
             FROM grants GROUP BY client_key
         ) g USING (client_key)
-        WHERE (s.grants, s.open_grants, s.open_users, s.gated) IS DISTINCT FROM (coalesce(g.grants, 0),
-            coalesce(g.open_grants, 0), coalesce(g.open_users, 0),
-            coalesce(c.suspended_position IS NOT NULL OR c.deleted_position IS NOT NULL, false))
+        WHERE (s.grants, s.open_grants, s.open_users, s.status) IS DISTINCT FROM (coalesce(g.grants, 0),
+            coalesce(g.open_grants, 0), coalesce(g.open_users, 0), coalesce(c.status, 'active'))
     """,
 }
 """By table, rows whose counts are wrong."""

@@ -89,7 +89,7 @@ async def test_a_grant_that_lapses_leaves_the_counts_at_once(
     [
         "UPDATE standings SET open_grants = open_grants + 1",
         "UPDATE standings SET open_users = 0",
-        "UPDATE standings SET gated = true",
+        "UPDATE standings SET status = 'suspended'",
         "UPDATE grants SET open = false",
         "UPDATE client_users SET open_grants = 2",
         "DELETE FROM client_users",

@@ -55,7 +55,8 @@ from projector.api.parameters import (
     texts,
 )
 from projector.db import ReadModel
-from projector.queries import CLIENT_SORTS, CLIENT_STATES, GRANT_SORTS, GRANT_STATES, ClientFilter
+from projector.finding import CLIENT_SORTS, CLIENT_STATES, ClientFilter
+from projector.queries import GRANT_SORTS, GRANT_STATES
 from projector.reads import NO_IDENTITY, Reads
 
 MAX_ACTIVITY_DAYS: Final = 90
