@@ -104,9 +104,9 @@ class Service:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
-    def wait_ready(self, path: str = "/readyz", seconds: float = READY_SECONDS) -> None:
+    def wait_ready(self, path: str = "/readyz") -> None:
         """Wait until it says that it is ready, or just serves (`/healthz`). Raises `RuntimeError` with its last log."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + READY_SECONDS
         while self.alive and time.monotonic() < until:
             if not self._serves:
                 return
