@@ -11,6 +11,7 @@ from projector import finding, queries
 from projector.db import Connection
 from projector.finding import ClientFilter, Paging
 from tests.projector import given
+from tests.projector.conftest import until
 from tests.projector.test_flags import apply
 
 CLIENTS: Final = 20_000
@@ -111,13 +112,21 @@ def seeded() -> list[Any]:
     return list(enumerate(events))
 
 
+_SEEN_BY_ALL: Final = "SELECT relallvisible > 0.9 * relpages FROM pg_class WHERE oid = 'listed'::regclass"
+
+
 @pytest.fixture
 async def register(database: Connection, seeded: list[Any]) -> Explaining:
     """The read models of it, with what Postgres knows of them."""
     await apply(database, seeded, size=5_000)
-    # Rows of a commit that is not on the disk yet are not known to be seen by all.
+    # Not at once: not while their commit is on its way to the disk, nor while Postgres looks at them by itself.
     await database.execute("CHECKPOINT")
-    await database.execute("VACUUM ANALYZE")
+
+    async def seen_by_all() -> bool:
+        await database.execute("VACUUM ANALYZE")
+        return bool(await database.fetchval(_SEEN_BY_ALL))
+
+    await until(seen_by_all, "the pages to be known to be seen by all")
     return Explaining(database)
 
 
