@@ -13,7 +13,7 @@ from grantbook.sdk.log import LogReader, Raw
 from grantbook.sealed import CannotUnseal, Note, Sealed
 
 MAX_REMEMBERED_KEYS: Final = 65_536
-"""Some 25 MB. Who lets clients in does it again: asking for a key costs as much as all else about an event."""
+"""Some 25 MB. Who lets clients in does it again: each that is asked for is a message."""
 REMEMBERED_SECONDS: Final = 60.0
 """For so long an erased key may still open what was sealed with it before."""
 OPENED_AT_ONCE: Final = 50
