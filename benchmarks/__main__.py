@@ -16,11 +16,12 @@ import uvloop
 
 from benchmarks import fanout, figures, http_load, plots, raw, registrations, revocations
 from benchmarks.figures import Figure, Report, at_least, at_most, say
-from benchmarks.scale import MEMORY_BAR_MB, memory_watched, scale
+from benchmarks.scale import LOG_BYTES, MEMORY_BAR_MB, memory_watched, scale
 from benchmarks.seed import History, append, write_keys
 from deploy.dev import processes
 from grantbook import subjects
 from grantbook.sdk.log import LogReader
+from registry import streams
 
 GRANTS_IN_REPORTS: Final = 1_000
 REPORT_ENTRIES: Final = 1_000
@@ -39,7 +40,7 @@ REBUILD_BAR: Final = 1.5
 @click.option("--rounds", default=300, show_default=True, help="Revocations to time until they are denied.")
 @click.option("--deleted", default=1_000_000, show_default=True, help="Grants of the client that is deleted; 0: none.")
 @click.option("--clients", default=1_000_000, show_default=True, help="Of the register that is asked; 0: none.")
-@click.option("--grants", default=10_000_000, show_default=True, help="Of the register that is asked.")
+@click.option("--grants", default=7_500_000, show_default=True, help="Of the register that is asked.")
 @click.option(
     "--record",
     type=click.Path(file_okay=False, path_type=Path),
@@ -71,7 +72,7 @@ def main(
         try:
             if clients:
                 say(f"a register of {clients:,} clients and {grants:,} grants")
-                with limitless(place / "scale") as servers:
+                with limitless(place / "scale", log_max_bytes=LOG_BYTES) as servers:
                     scale(servers, report, clients=clients, grants=grants, seconds=seconds)
         finally:  # it takes the longest: what is there by now is not lost with it
             figures.show(f"Grantbook on {report.machine}", report.figures)
@@ -87,10 +88,12 @@ def keep(report: Report, record: Path | None) -> None:
 
 
 @contextmanager
-def limitless(folder: Path, *, nodes: int = 1) -> Iterator[processes.Product]:
+def limitless(
+    folder: Path, *, nodes: int = 1, log_max_bytes: int = streams.LOG_MAX_BYTES
+) -> Iterator[processes.Product]:
     """Servers whose registries refuse no registration for coming too fast: that is not what is measured."""
     folder.mkdir()
-    with processes.servers(folder, nodes=nodes) as servers:
+    with processes.servers(folder, nodes=nodes, log_max_bytes=log_max_bytes) as servers:
         servers.environment["GRANTBOOK_REGISTRATION_LIMIT"] = "off"
         servers.environment["GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE"] = "off"
         yield servers

@@ -129,7 +129,6 @@ class Reads:
 def scale(servers: processes.Product, report: Report, *, clients: int, grants: int, seconds: float) -> None:
     """Fill the register of these servers, measure it, and add to the report."""
     environment = servers.environment
-    processes.run("registry", "ensure-streams", "--log-max-bytes", str(LOG_BYTES), environment=environment)
     with processes.service(servers, "registry", "serve") as port:
         uvloop.run(registrations.load(port, registrations.WARM_SECONDS))
         small = uvloop.run(registrations.load(port, seconds)).rate

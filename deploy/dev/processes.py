@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from deploy.dev.servers import Server, dies_with_parent, free_port, nats_cluster, nats_server, postgres_server
 from door import roles
+from registry import streams
 
 READY_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 15.0
@@ -38,7 +39,7 @@ class Product(Struct, frozen=True):
 
 
 @contextmanager
-def servers(folder: Path, *, nodes: int = 1) -> Iterator[Product]:
+def servers(folder: Path, *, nodes: int = 1, log_max_bytes: int = streams.LOG_MAX_BYTES) -> Iterator[Product]:
     """nats-server (or a cluster) and Postgres with real disk sync, streams made, tokens minted; no service runs yet."""
     with ExitStack() as stack:
         nats = [nats_server(folder / "nats")] if nodes == 1 else nats_cluster(folder / "nats", nodes)
@@ -55,7 +56,8 @@ def servers(folder: Path, *, nodes: int = 1) -> Iterator[Product]:
             "GRANTBOOK_TOKENS_FILE": str(file),
             "GRANTBOOK_URL": "http://127.0.0.1",
         }
-        run("registry", "ensure-streams", "--replicas", str(nodes), environment=environment)
+        size = ("--log-max-bytes", str(log_max_bytes))
+        run("registry", "ensure-streams", "--replicas", str(nodes), *size, environment=environment)
         yield Product(folder, nats, postgres, nats[0].url, nats[0].monitor_url, postgres.url, tokens, environment)
 
 

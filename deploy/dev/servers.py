@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 HOST = "127.0.0.1"
 START_SECONDS = 10.0
@@ -382,12 +382,14 @@ def _base_backup(data: Path, cluster: Path, of: Server) -> None:
     """Beside, then renamed, as `_initdb` does. `-R` has it follow the primary, with the same user and password."""
     fresh = data / "postgres.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    command = [str(_postgres_binary("pg_basebackup")), "-D", str(fresh), "-d", of.url, "-R", "-X", "stream"]
+    where, password = urlsplit(of.url), unquote(urlsplit(of.url).password or "")
+    address = where._replace(netloc=where.netloc.replace(f":{where.password}@", "@")).geturl()
+    command = [str(_postgres_binary("pg_basebackup")), "-D", str(fresh), "-d", address, "-R", "-X", "stream"]
     log = data / "pg_basebackup.log"
     with log.open("wb") as output:
         done = subprocess.run(
             [*command, "--checkpoint=fast"],
-            env=_environment(),
+            env=_environment() | {"PGPASSWORD": password},  # a command line is for all to read
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -111,6 +111,11 @@ def rate(text: str) -> Rate | None:
     return found
 
 
-def shared(whole: Rate | None, among: int) -> Rate | None:
-    """The part of a rate that is each one's, where so many let in side by side, and do not know of each other."""
-    return None if whole is None else Rate(whole.per_second / among, max(1, whole.burst // among))
+def shared(whole: Rate | None, among: int, *, largest: int) -> Rate | None:
+    """The part of a rate that is each one's, where so many let in side by side, and do not know of each other.
+
+    What one request may take at most, `largest`, fits into each part, where it fits into the whole.
+    """
+    if whole is None:
+        return None
+    return Rate(whole.per_second / among, max(whole.burst // among, min(whole.burst, largest)))

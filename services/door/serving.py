@@ -26,6 +26,8 @@ CHUNKING_SHARE: Final = 8
 """A body in chunks may take so many bytes for each byte of content: six, in chunks of one."""
 MAX_PIPELINED: Final = 16
 """Requests that wait on a connection for the one before them."""
+HUNG_SECONDS: Final = 30
+"""A worker that gives no sign of life for so long is replaced. One that starts gives none until it has imported all."""
 HEAD_SECONDS: Final = 10.0
 """For the request line and headers to arrive, from their first byte on."""
 BODY_SECONDS: Final = 30.0
@@ -135,6 +137,7 @@ def _config(application: Litestar | str, *, host: str, port: int, workers: int =
         backlog=BACKLOG_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_worker_healthcheck=HUNG_SECONDS,
         lifespan="on",
     )
 

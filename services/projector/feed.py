@@ -37,6 +37,8 @@ class Proof(Struct, frozen=True):
     asked_at: float
     heard_at: float
     """When the feed had last heard from the log."""
+    feed: str
+    """Which feed it is: its identity, empty where it did not say."""
     sequence: int
     """Of the feed's last revocation; 0 where it has none."""
     log_sequence: int
@@ -51,7 +53,7 @@ class FeedHead:
     def __init__(self, feed: LogReader) -> None:
         self._feed = feed
         self._asking = asyncio.Lock()
-        self._known = Proof(-math.inf, -math.inf, 0, 0, "not asked yet")
+        self._known = Proof(-math.inf, -math.inf, "", 0, 0, "not asked yet")
         self._place = (0, 0)
         """Of a sequence of the feed, the place in the log."""
 
@@ -68,8 +70,8 @@ class FeedHead:
             if state.last != self._place[0]:
                 self._place = (state.last, place_in_log(await self._feed.at_on_leader(state.last)))
         except Unavailable as error:
-            return Proof(asked_at, -math.inf, 0, 0, str(error))
-        return Proof(asked_at, asked_at - heard_seconds_ago(state), *self._place, doubt_of(state))
+            return Proof(asked_at, -math.inf, "", 0, 0, str(error))
+        return Proof(asked_at, asked_at - heard_seconds_ago(state), state.identity, *self._place, doubt_of(state))
 
 
 class Receipts:

@@ -247,7 +247,7 @@ async def _counted(
 
 
 async def _is_common(connection: AnyConnection, label: str) -> bool:
-    """Whether more than a few in a thousand clients have it, as far as Postgres knows."""
+    """Whether more than a twentieth of all clients have it, as far as Postgres knows."""
     share = await connection.fetchval(
         """
         SELECT most_common_elem_freqs[array_position(most_common_elems::text::text[], $1)] FROM pg_stats

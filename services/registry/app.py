@@ -92,10 +92,14 @@ def policy_from(environment: Mapping[str, str]) -> Policy:
             except ValueError as error:
                 message = f"{variable}: {error}"
                 raise ValueError(message) from error
-    policy, workers = Policy(**chosen), int(environment.get(WORKERS, "1"))
-    return structs.replace(
-        policy, everyone=limits.shared(policy.everyone, workers), source=limits.shared(policy.source, workers)
+    policy, workers = Policy(**chosen), environment.get(WORKERS, "1")
+    if not (workers.isascii() and workers.isdigit() and int(workers)):
+        message = f"{WORKERS}: {workers!r} is no number of processes"
+        raise ValueError(message)
+    everyone, source = (
+        limits.shared(each, int(workers), largest=registration.MAX_TOKENS) for each in (policy.everyone, policy.source)
     )
+    return structs.replace(policy, everyone=everyone, source=source)
 
 
 def _ceiling(text: str) -> int | None:

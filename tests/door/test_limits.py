@@ -185,7 +185,8 @@ def test_behind_proxies_a_forger_only_adds_to_the_left() -> None:
 
 
 def test_a_rate_that_is_shared_is_no_more_than_the_whole() -> None:
-    """Operators: several processes that do not know of each other let in what one would, and at least something."""
-    assert limits.shared(Rate(20, 100), 4) == Rate(5, 25)
-    assert limits.shared(Rate(1, 1), 4) == Rate(0.25, 1)
-    assert limits.shared(None, 4) is None
+    """Operators: several processes let in what one would. Agents: none of them refuses the largest request for ever."""
+    assert limits.shared(Rate(20, 1_000), 4, largest=65) == Rate(5, 250)
+    assert limits.shared(Rate(1, 200), 4, largest=65) == Rate(0.25, 65)
+    assert limits.shared(Rate(1, 10), 4, largest=65) == Rate(0.25, 10)
+    assert limits.shared(None, 4, largest=65) is None

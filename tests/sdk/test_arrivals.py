@@ -10,6 +10,7 @@ from nats.errors import ProtocolError
 
 from grantbook import subjects
 from grantbook.sdk import arrivals
+from grantbook.sdk import log as log_reader
 from grantbook.sdk.arrivals import Connection, Headers
 from grantbook.sdk.log import LogReader, Raw
 from tests.sdk.given import issued, registered, revoked, write
@@ -152,6 +153,55 @@ async def test_what_comes_after_the_end_of_a_subscription_is_nobodys() -> None:
     client.sinks.clear()
     await client._ps.parse(message(7, "", BLOCK, b"after"))
     assert [data for *_, data in arrived] == [b"before"]
+
+
+async def test_a_reader_that_ends_in_the_middle_of_a_message_holds_up_nobody() -> None:
+    """Auditors who read one thing after another over one connection: what comes next is not waited for in vain."""
+    client = Connection()
+    receiving(client, 7)
+    whole = message(7, "", BLOCK, b"x" * 5_000)
+    await client._ps.parse(whole[:200])
+    client.sinks.clear()
+    await client._ps.parse(whole[200:])
+    arrived = receiving(client, 8)
+    await client._ps.parse(message(8, "", BLOCK, b"next"))
+    assert [data for *_, data in arrived] == [b"next"]
+
+
+async def test_a_subject_that_is_no_text_reaches_its_reader() -> None:
+    """Operators: whoever writes rubbish is found by the reader, who says so; the connection goes on."""
+    client = Connection()
+    arrived = receiving(client, 7)
+    await client._ps.parse(message(7, "", BLOCK, b"rubbish").replace(b"a.subject", b"a.\xffubject"))
+    assert [(subject, data) for subject, _, _, data in arrived] == [("a.\ufffdubject", b"rubbish")]
+
+
+async def test_what_was_stored_is_never_taken_for_what_the_server_says(log: Client) -> None:
+    """Operators: a message that looks like a status does not send readers round in circles."""
+    for status in ("408", "409", "503", "100"):
+        await log.jetstream().publish(subjects.client_gate("c"), b"", headers={"Status": status})
+    async with LogReader(log, subjects.LOG) as reader, reader.follow(0) as follower, asyncio.timeout(SECONDS):
+        found: list[Raw] = []
+        while len(found) < 4:
+            found += await follower.next(1.0)
+    assert [each.sequence for each in found] == [1, 2, 3, 4]
+    assert follower.trouble is None
+
+
+async def test_large_messages_are_pulled_a_few_at_a_time(log: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators: a stretch of the largest registrations takes no more memory than any other."""
+    monkeypatch.setattr(log_reader, "PULL_BYTES", 20_000)
+    for number in range(30):
+        await log.jetstream().publish(subjects.client_gate(f"c{number}"), b"x" * 5_000)
+    async with LogReader(log, subjects.LOG) as reader, reader.follow(0) as follower, asyncio.timeout(SECONDS):
+        found: list[Raw] = []
+        most = 0
+        while len(found) < 30:
+            page = await follower.next(1.0)
+            found, most = found + page, max(most, len(page))
+    assert [each.sequence for each in found] == [*range(1, 31)]
+    assert most <= 8, "two pulls may have come"
+    assert follower.trouble is None
 
 
 def test_the_module_is_what_connect_uses() -> None:

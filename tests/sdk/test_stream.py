@@ -52,6 +52,8 @@ class Receiver:
 
     def __init__(self, answer: httpx.Response) -> None:
         self.comments = 0
+        self.current = False
+        """Whether it was ever said that everything was sent."""
         self.last_id = ""
         self._lines = answer.aiter_lines()
 
@@ -71,6 +73,7 @@ class Receiver:
                         data.append(value)
                     case "" if line.startswith(":"):
                         self.comments += 1
+                        self.current |= line.startswith(": current")
                     case "" if data:
                         return Sent(self.last_id, event, json.loads("\n".join(data)))
 
@@ -157,6 +160,7 @@ async def test_a_place_before_what_the_feed_keeps_is_resumed_from_the_log(served
             await asyncio.sleep(0.01)
     async with opened(served, params={"after": await served.position(1)}) as receiver:
         assert [(await receiver.next()).data["grant_id"] for _ in range(2)] == ["g0", "g1"]
+        assert not receiver.current, "all was said to be there before it was"
         (written,) = await write(served.log, revoked("c", "g2"))
         sent = await receiver.next()
         assert (sent.id, sent.data["grant_id"]) == (await served.position(written), "g2")

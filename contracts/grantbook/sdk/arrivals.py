@@ -97,7 +97,7 @@ class Connection(Client):
         if sink is None:
             await super()._process_msg(sid, subject, reply, data, headers)
         else:
-            sink(subject.decode(), reply.decode(), Headers(headers) if headers else None, data)
+            sink(_text(subject), _text(reply), Headers(headers) if headers else None, data)
 
 
 class _Parser(Parser):
@@ -117,6 +117,7 @@ class _Parser(Parser):
     async def parse(self, data: bytes = b"") -> None:
         """Take what was read. Raises `ProtocolError`."""
         if self.state != AWAITING_CONTROL_LINE or not self._sinks:
+            self._needed = 0
             await super().parse(data)
             return
         self.buf.extend(data)
@@ -145,12 +146,17 @@ class _Parser(Parser):
                     self._needed = end + len(_END) - at
                     return False
                 at = end + len(_END)
-                sink(parts[1].decode(), reply.decode(), Headers(buffer[head:body]), buffer[body:end])
+                sink(_text(parts[1]), _text(reply), Headers(buffer[head:body]), buffer[body:end])
         except ValueError as error:
             raise ProtocolError from error
         finally:
             del self.buf[:at]
         return False
+
+
+def _text(raw: bytes) -> str:
+    """What is no UTF-8 is no subject of ours, and whoever reads it says so; here it would be a broken connection."""
+    return raw.decode("utf-8", "replace")
 
 
 _LINES: Final = (5, 6)

@@ -40,6 +40,8 @@ Given up sooner, it would be asked for again and again, and never be made."""
 MAX_SUBJECTS: Final = 1_024
 """Most subjects in one `multi_last`: the server answers 413 past it."""
 PULL_MESSAGES: Final = 1_000
+PULL_BYTES: Final = 8 * 1024 * 1024
+"""Of one pull, which ends before: a thousand registrations may be as large as each may be."""
 PULL_SECONDS: Final = 30
 HEARTBEAT_SECONDS: Final = 1.0
 SILENCE_SECONDS: Final = 3.0
@@ -50,6 +52,8 @@ INACTIVE_SECONDS: Final = 30
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NANOSECONDS: Final = 1_000_000_000
+_OVER_BYTES: Final = "MaxBytes"
+"""In what the server says as it ends a pull whose next message would be more than it asked for (ADR-13)."""
 _NO_MESSAGE: Final = 10_037
 """The server's code for a sequence at which nothing stands."""
 
@@ -358,16 +362,17 @@ class Follower:
         self._pulls.clear()
         self._broken = None
         pulling, self._pulling = self._pulling, None
-        if pulling is not None:
-            await end(pulling)
-        if subscription is None or self._connection.is_closed:
-            return
+        self._inbox = ""  # what still arrives is of the past
         try:
-            await arrivals.unsubscribe(self._connection, subscription)
-            await self._connection.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", b"")
+            if subscription is not None and not self._connection.is_closed:
+                await arrivals.unsubscribe(self._connection, subscription)
+                await self._connection.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", b"")
         except (NatsError, OSError) as error:
             # The server forgets the consumer by itself after INACTIVE_SECONDS.
             self.trouble = f"nats: {error}"
+        finally:
+            if pulling is not None:
+                await end(pulling)
 
     async def _open(self, deadline: float) -> bool:
         loop = asyncio.get_running_loop()
@@ -463,6 +468,7 @@ class Follower:
             self._pulls.append([number, self._pull_messages])
             request = {
                 "batch": self._pull_messages,
+                "max_bytes": PULL_BYTES,
                 "expires": PULL_SECONDS * _NANOSECONDS,
                 "idle_heartbeat": int(HEARTBEAT_SECONDS * _NANOSECONDS),
             }
@@ -481,7 +487,8 @@ class Follower:
             return  # of a consumer that was thrown away while the connection was lost
         loop = asyncio.get_running_loop()
         self.heard_at = loop.time()
-        status = (headers or {}).get("Status") if not reply or not data else None
+        # By the subject: what was stored may say anything of itself.
+        status = (headers or {}).get("Status") if subject.startswith(inbox) else None
         if status is None:
             self._queue.append((subject, reply, headers, data))
             if self._pulls:
@@ -489,7 +496,7 @@ class Follower:
                 if self._pulls[0][1] == 0:
                     self._pulls.popleft()
             self._arrived.set()
-        elif status == "408":
+        elif status == "408" or (status == "409" and _OVER_BYTES in (headers or {}).get("Description", "")):
             number = int(subject.rpartition(".")[2])
             self._pulls = deque(each for each in self._pulls if each[0] != number)
             if self._pulling is None or self._pulling.done():

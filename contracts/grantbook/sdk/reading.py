@@ -1,8 +1,8 @@
 """Reading a stretch of a stream: where a moment stands in it, and everything from one place to another."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -47,20 +47,20 @@ async def stretch(
         end = min(until, max((each.sequence for each in last.values()), default=0))
     if end <= after:
         return
-    quiet = 0.0
+    loop = asyncio.get_running_loop()
+    heard_at = loop.time()
     async with reader.follow(after, filters) as follower:
         while after < end:
             messages = await follower.next(_NEXT_SECONDS)
             if not messages:
-                quiet += _NEXT_SECONDS
-                if quiet >= QUIET_SECONDS:
+                if loop.time() - heard_at >= QUIET_SECONDS:
                     raise Unavailable(follower.trouble or f"stream {reader.stream} went quiet at {after} of {end}")
                 continue
-            quiet = 0.0
             if not filters:
                 assert_dense(messages, after)
             after = messages[-1].sequence
             yield messages if after <= end else [each for each in messages if each.sequence <= until]
+            heard_at = loop.time()  # not before: whoever reads may take its time
 
 
 async def moment(log: LogReader, when: positions.Position | datetime) -> as_of.Moment:
@@ -85,21 +85,32 @@ async def moment(log: LogReader, when: positions.Position | datetime) -> as_of.M
 async def client_as_of(log: LogReader, client: str, when: positions.Position | datetime) -> ClientAsOf | None:
     """A client, by its subject token, and its grants as they were then. None where it was not registered yet.
 
-    Reads all that the log has about the client and about users' cut-offs up to then, and keeps the cut-offs and the
-    client's grants in memory. Raises `ValueError` for a position that means nothing here, `Unavailable`,
+    Reads all that the log has about the client and about users' cut-offs up to then, and keeps the client's grants in
+    memory. Raises `ValueError` for a position that means nothing here, `Unavailable`,
     `wire.Malformed`, and `as_of.CannotTell`.
     """
     there = await moment(log, when)
     history = as_of.History()
     until = there.position.sequence
-    # One after the other: see `LogReader.follow` on filters.
-    cut_offs = deque([each async for page in stretch(log, 0, until, (subjects.USER_GATES,)) for each in page])
-    async for messages in stretch(log, 0, until, (subjects.everything_of_client(client),)):
-        for each in messages:
-            while cut_offs and cut_offs[0].sequence < each.sequence:
-                history.apply(cut_offs.popleft().recorded())
+    # Two readers, merged by place: see `LogReader.follow` on filters.
+    async with (
+        aclosing(_each(stretch(log, 0, until, (subjects.USER_GATES,)))) as cut_offs,
+        aclosing(_each(stretch(log, 0, until, (subjects.everything_of_client(client),)))) as of_client,
+    ):
+        cut_off = await anext(cut_offs, None)
+        async for each in of_client:
+            while cut_off is not None and cut_off.sequence < each.sequence:
+                history.apply(cut_off.recorded())
+                cut_off = await anext(cut_offs, None)
             history.apply(each.recorded())
-        await asyncio.sleep(0)
-    for each in cut_offs:
-        history.apply(each.recorded())
+        while cut_off is not None:
+            history.apply(cut_off.recorded())
+            cut_off = await anext(cut_offs, None)
     return history.as_of(there)
+
+
+async def _each(pages: AsyncIterator[Sequence[Raw]]) -> AsyncGenerator[Raw, None]:
+    async for page in pages:
+        for each in page:
+            yield each
+        await asyncio.sleep(0)

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,18 +22,18 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery
 from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Message, Receive, Scope, Send
-from msgspec import structs
+from msgspec import Struct, structs
 
 from door.problems import Problem, invalid_parameter, unavailable
 from door.roles import Caller, requires
 from door.serving import ABORT
 from grantbook import positions, receipts, subjects, wire
 from grantbook.sdk import clocks
-from grantbook.sdk.log import Follower, Gap, LogReader, Raw, Unavailable
-from grantbook.sdk.reading import before
+from grantbook.sdk.log import Gap, LogReader, Raw, StreamState, Unavailable, assert_dense
+from grantbook.sdk.reading import before, stretch
 from grantbook.sdk.subscription import put_receipt, read_receipt, take_receipt_away
 from projector.api.parameters import span
-from projector.feed import Proof, at_or_before, place_in_log
+from projector.feed import at_or_before, place_in_log
 from projector.reads import Reads
 
 BEGAN: Final = "began"
@@ -42,6 +43,10 @@ MAX_STREAMS: Final = 256
 """Streams open at once in one process. Each has a consumer in NATS."""
 MAX_STREAMS_OF_A_CALLER: Final = 128
 """Of these, with one token: who opens all that there are leaves room for others."""
+MAX_CATCHING_UP: Final = 2
+"""Streams that may read the log at once, for what the feed no longer has: each reads all of it from some place on."""
+KEPT_MARGIN_SECONDS: Final = 3_600.0
+"""So much younger than the feed keeps anything must be what is surely in it."""
 SEND_SECONDS: Final = 10.0
 """A caller that takes nothing for so long is let go: it has to come back anyway to know anything."""
 MAX_RECEIPTS_OF_A_CALLER: Final = 1_000
@@ -66,6 +71,7 @@ class OpenStreams:
 
     def __init__(self) -> None:
         self.of_callers: Counter[str] = Counter()
+        self.catching_up = asyncio.Semaphore(MAX_CATCHING_UP)
         self._closed = asyncio.Event()
 
     @property
@@ -291,25 +297,33 @@ async def _stands(log: LogReader, sequence: int, event_id: str) -> bool:
 async def _events(reads: Reads, start: positions.Position, streams: OpenStreams) -> AsyncGenerator[bytes, None]:
     # The first `id` goes without an event: a caller that loses the connection before one still resumes from here.
     # And a clock, as early as can be: by it the caller knows how old what follows is.
-    loop = asyncio.get_running_loop()
     began = f": {BEGAN} {clocks.now():.3f}\nretry: {RECONNECT_MILLISECONDS}\nid: {start}\n\n"
     yield began.encode()
+    try:
+        begun = await _begun(reads, start.sequence)
+        for part in (_from_log(reads, start, begun, streams), _from_feed(reads, start, begun, streams)):
+            async with aclosing(part):
+                async for each in part:
+                    yield each
+    except (Unavailable, Gap):
+        return  # whoever comes back begins anew, from where it was, and is told where that means nothing any more
+
+
+async def _from_feed(
+    reads: Reads, start: positions.Position, begun: "_Begun", streams: OpenStreams
+) -> AsyncGenerator[bytes, None]:
+    """Revocations as they happen, and each second whether that is all. Raises `Gap` for a feed that is another."""
+    loop = asyncio.get_running_loop()
     end_at = loop.time() + MAX_STREAM_SECONDS
     comment_at = loop.time()
     behind = 0
-    reached = start.sequence
-    follower, source = await _following(reads, start.sequence)
-    followed = follower.after
-    async with follower:
+    reached, followed = begun.complete_from, begun.after
+    async with reads.feed.follow(begun.after) as follower:
         while not streams.closing and loop.time() < end_at:
-            try:
-                messages = await follower.next(min(_NEXT_SECONDS, max(0.0, comment_at - loop.time())))
-            except Gap:  # the log was restored: who comes back with this position is told so
-                return
-            if messages and messages[0].sequence != followed + 1:
-                return  # it aged out just now: who comes back is told of it from the log
+            messages = await follower.next(min(_NEXT_SECONDS, max(0.0, comment_at - loop.time())))
+            assert_dense(messages, followed)  # else it aged out just now: who comes back is told of it from the log
             followed = follower.after
-            news = [(place, each) for each in messages if (place := source.place(each, reached)) is not None]
+            news = [(place, each) for each in messages if (place := _place(each, reached)) is not None]
             if news:
                 reached = news[-1][0]
                 news = await _dated(reads.log, news)
@@ -319,7 +333,9 @@ async def _events(reads: Reads, start: positions.Position, streams: OpenStreams)
                     return
                 proof = await reads.feed_head.proof()
                 doubt = proof.doubt
-                if doubt is None and followed < source.end(proof):
+                if doubt is None and proof.feed != begun.feed:
+                    return
+                if doubt is None and followed < proof.sequence:
                     doubt = "more is on its way"
                     behind += 1
                     if behind > MAX_BEHIND_COMMENTS and not messages:
@@ -336,41 +352,72 @@ async def _events(reads: Reads, start: positions.Position, streams: OpenStreams)
                 comment_at = loop.time() + COMMENT_SECONDS
 
 
-class _Feed:
-    """The feed as what revocations are read from. It has nothing else, so one more reader costs what it is told."""
+def _place(raw: Raw, reached: int) -> int | None:
+    """Where a revocation of the feed stands in the log. None for one that was told already, in a feed made anew.
 
-    def place(self, raw: Raw, reached: int) -> int | None:
-        """Where a revocation stands in the log. None for one that stands before, in a feed that was made anew."""
-        place = place_in_log(raw)
-        # What does not say where it comes from is nobody's revocation that we know: told as such, and never skipped.
-        return reached if place == 0 else place if place > reached else None
-
-    def end(self, proof: Proof) -> int:
-        """How far one must have followed to have all that there is."""
-        return proof.sequence
+    What does not say where it comes from is nobody's revocation that we know. It is told as such, and not skipped.
+    """
+    place = place_in_log(raw)
+    return reached if place == 0 else place if place > reached else None
 
 
-class _Log:
-    """The log itself, for places that lie before the oldest that the feed keeps."""
+class _Begun(Struct, frozen=True):
+    """Where a stream begins: in which feed, behind which of its messages, and from which place in the log on.
 
-    def place(self, raw: Raw, _: int) -> int | None:
-        """Where a revocation stands. None for what is none."""
-        return raw.sequence if subjects.is_gate(raw.subject) else None
+    The feed has every revocation behind that place. Others, behind what the caller has, are in the log alone.
+    """
 
-    def end(self, proof: Proof) -> int:
-        """How far one must have followed to have all that there is."""
-        return proof.log_sequence
+    feed: str
+    after: int
+    complete_from: int
 
 
-async def _following(reads: Reads, after: int) -> tuple[Follower, _Feed | _Log]:
-    """What follows the revocations behind a place in the log. Where the feed cannot tell, from the log: it has all."""
-    try:
-        state = await reads.feed.state()
-        before_it, found = await at_or_before(reads.feed, state, after)
-    except Unavailable:
-        return reads.log.follow(after), _Log()
-    kept = found is not None or state.first <= 1  # else what came right behind that place may have aged out
-    return (reads.feed.follow(before_it), _Feed()) if kept else (reads.log.follow(after), _Log())
+async def _begun(reads: Reads, after: int) -> _Begun:
+    """Where to begin for a caller that has everything up to a place in the log. Raises `Unavailable`."""
+    state = await reads.feed.state()
+    before_it, found = await at_or_before(reads.feed, state, after)
+    if found is not None or state.first <= 1 or await _is_kept(reads.log, state, after):
+        return _Begun(state.identity, before_it, after)
+    oldest = await reads.feed.at_on_leader(state.first) if state.last >= state.first else None
+    # An empty feed will have whatever it does not have yet: what the log has by now is read there.
+    complete_from = (await reads.log.state()).last if oldest is None else place_in_log(oldest) - 1
+    return _Begun(state.identity, state.first - 1, max(after, complete_from))
+
+
+async def _is_kept(log: LogReader, feed: StreamState, after: int) -> bool:
+    """Whether everything behind a place in the log is too young for the feed to have let go of it."""
+    if feed.max_bytes > 0 or feed.config.get("max_msgs", 0) > 0:
+        return False
+    following = await log.at_on_leader(after + 1)
+    age = math.inf if following is None else (feed.now - following.stored_at).total_seconds()
+    return following is None or not feed.max_age_seconds or age < feed.max_age_seconds - KEPT_MARGIN_SECONDS
+
+
+async def _from_log(
+    reads: Reads, start: positions.Position, begun: _Begun, streams: OpenStreams
+) -> AsyncGenerator[bytes, None]:
+    """Those that the feed no longer has, out of all that the log has. Few streams at a time may do this.
+
+    Raises `Unavailable`, and `Gap` for a log that lacks something.
+    """
+    until = begun.complete_from
+    if until <= start.sequence:
+        return
+    loop = asyncio.get_running_loop()
+    comment_at = loop.time()
+    while streams.catching_up.locked():
+        yield b": waiting: others catch up with the log\n\n"
+        await asyncio.sleep(COMMENT_SECONDS)
+    async with streams.catching_up:
+        async for messages in stretch(reads.log, start.sequence, until):
+            if streams.closing:
+                raise Unavailable("the server is being stopped")
+            gates = [each for each in messages if subjects.is_gate(each.subject)]
+            if gates:
+                yield b"".join(_event(each, structs.replace(start, sequence=each.sequence)) for each in gates)
+            if loop.time() >= comment_at:
+                yield b": waiting: more is on its way\n\n"
+                comment_at = loop.time() + COMMENT_SECONDS
 
 
 async def _dated(log: LogReader, news: list[tuple[int, Raw]]) -> list[tuple[int, Raw]]:

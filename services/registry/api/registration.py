@@ -31,6 +31,8 @@ from registry.store import client
 MAX_BODY_BYTES: Final = 65_536
 BYTES_A_TOKEN: Final = 1_024
 """A request counts once, and once more for each of so many bytes of its body."""
+MAX_TOKENS: Final = 1 + MAX_BODY_BYTES // BYTES_A_TOKEN
+"""Of one request."""
 MAX_LENGTH_DIGITS: Final = 10
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 HEADERS: Final = NO_STORE | {"Access-Control-Allow-Origin": "*"}
