@@ -25,7 +25,7 @@ from deploy.dev import processes
 from grantbook import subjects
 from grantbook.sdk.log import LogReader
 
-LOG_BYTES: Final = 64 * 2**30
+LOG_BYTES: Final = 24 * 2**30
 PAGES: Final = 60
 TOTALS: Final = 10
 PAGE_BAR_MS: Final = 30.0
