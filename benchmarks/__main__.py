@@ -127,8 +127,6 @@ async def measure(servers: processes.Product, report: Report, seconds: float, ev
             say("registrations over HTTP")
             found, most = await registrations.measured(port, seconds, appends, beside)
             report.details["registrations a second"] = {"Grantbook, durable": most} | beside
-            say("activity over HTTP")
-            found += await activity(servers, port, seconds, appends)
             say("revocations until they are denied")
             found += await revocations.delays(servers, port, rounds, deliveries)
         say(f"seeding {events:,} events")
@@ -140,7 +138,12 @@ async def measure(servers: processes.Product, report: Report, seconds: float, ev
             head = (await log.state()).last
         say("raw pulls")
         pulls = await raw.pulls(connection, subjects.LOG, head)
-        report.figures += found + projection(servers, head, pulls, inserts)
+        found += projection(servers, head, pulls, inserts)
+        # Last: a projector applies what it finds of it beside the log.
+        say("activity over HTTP")
+        with processes.service(servers, "registry", "serve") as port:
+            found += await activity(servers, port, seconds, appends)
+        report.figures += found
     finally:
         await connection.close()
 

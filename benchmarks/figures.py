@@ -97,7 +97,16 @@ def page(report: Report, plots: Sequence[str]) -> str:
     rows += [f"| {' | '.join(_cells(each))} |" for each in report.figures]
     pictures = [f"![{each.removesuffix('.svg')}]({each})" for each in plots]
     return "\n".join(
-        ["# The record", "", f"Written by `make bench`, in one run, on {report.machine}.", "", *rows, "", *pictures, ""]
+        [
+            "# The record",
+            "",
+            f"Written by `make bench` on {report.machine}. Each rate and time stands beside what limits it.",
+            "",
+            *rows,
+            "",
+            *pictures,
+            "",
+        ]
     )
 
 

@@ -23,6 +23,10 @@ LOOKED_AT: Final = 6_000
 """Rows of one table that a page is looked for among, along its order."""
 LOOKED_AT_BESIDE: Final = 2_000
 """The same where each has a row in the other table that is looked at, too."""
+SORTED: Final = 10_000
+"""Clients that are found by what they have and sorted, before others are looked for along the order."""
+FARTHER: Final = 10
+"""So many times as many rows are then looked at."""
 COMMON: Final = 0.05
 """A label that a larger share of all clients has is counted otherwise than by its index."""
 
@@ -159,55 +163,75 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
         sort = Sort("s.created_at", sort.type)  # there is an index of those alone, in this order
     of = sort.expression[0]
     since = None if wanted.revoked_after is None else await position_after(connection, wanted.revoked_after)
-    rows: list[Row] = []
+    rows = None
     if wanted.family is None and wanted.client_key is None and wanted.revoked_after is None:
         rows = await _along(connection, wanted, way, sort, of, paging.limit + 1)
-    if len(rows) <= paging.limit:
+        if rows is None:
+            rows = await _by_index(connection, wanted, way, sort, of, paging.limit + 1, since, most=SORTED)
+        if rows is None:
+            # Many pass, and none of the first: those are new, perhaps, and all alike. The others are not far behind.
+            rows = await _along(connection, wanted, way, sort, of, paging.limit + 1, times=FARTHER)
+    if rows is None:
         rows = await _by_index(connection, wanted, way, sort, of, paging.limit + 1, since)
+    assert rows is not None
     rows, around = way.turned(rows, order, paging, "")
     return [each["client_key"] for each in rows], around
 
 
 async def _along(
-    connection: AnyConnection, wanted: ClientFilter, way: Walk, sort: Sort, of: str, limit: int
-) -> list[Row]:
-    """The first that pass, of so many rows along the order."""
+    connection: AnyConnection, wanted: ClientFilter, way: Walk, sort: Sort, of: str, limit: int, *, times: int = 1
+) -> list[Row] | None:
+    """The first that pass, of so many rows along the order. None where too few of these do."""
     inside = _on_the_way(wanted, way, sort, of)
     where = Where(inside.parameters)
     _conditions(where, wanted, of, None)
     both = _tables(where, of) == "ls"
     direction = f"{sort.expression} {way.direction}, {of}.registered_position {way.direction}"
-    return await connection.fetch(
+    rows = await connection.fetch(
         f"""
         SELECT {of}.client_key, ({sort.expression})::text AS sorted_value,
             {of}.registered_position::text AS sorted_tie
         FROM (
             SELECT * FROM {_TABLES[of]} {of} WHERE {inside} ORDER BY {direction}
-            LIMIT {LOOKED_AT_BESIDE if both else LOOKED_AT}
+            LIMIT {times * (LOOKED_AT_BESIDE if both else LOOKED_AT)}
         ) {of} {_BESIDE[of] if both else ""}
         WHERE {where} ORDER BY {direction} LIMIT {where.parameter(limit)}
         """,
         *where.parameters,
     )
+    return rows if len(rows) == limit else None
 
 
 async def _by_index(
-    connection: AnyConnection, wanted: ClientFilter, way: Walk, sort: Sort, of: str, limit: int, since: int | None
-) -> list[Row]:
-    """All that pass, found by what they have, and the first of them: no plan for this goes along the order."""
+    connection: AnyConnection,
+    wanted: ClientFilter,
+    way: Walk,
+    sort: Sort,
+    of: str,
+    limit: int,
+    since: int | None,
+    *,
+    most: int | None = None,
+) -> list[Row] | None:
+    """All that pass, found by what they have, and the first of them: no plan for this goes along the order.
+
+    None where more than `most` pass: to find and sort those takes longer than going on along the order.
+    """
     where = _on_the_way(wanted, way, sort, of)
     _conditions(where, wanted, of, since, by_index=True)
-    return await connection.fetch(
+    rows = await connection.fetch(
         f"""
-        SELECT client_key, sorted::text AS sorted_value, tie::text AS sorted_tie
+        SELECT client_key, sorted::text AS sorted_value, tie::text AS sorted_tie, count(*) OVER () AS found
         FROM (
             SELECT {of}.client_key, {sort.expression} AS sorted, {of}.registered_position AS tie
-            FROM {_FROM[_tables(where, of)]} WHERE {where} OFFSET 0
+            FROM {_FROM[_tables(where, of)]} WHERE {where}
+            {"OFFSET 0" if most is None else f"LIMIT {most + 1}"}
         ) found
         ORDER BY sorted {way.direction}, tie {way.direction} LIMIT {where.parameter(limit)}
         """,
         *where.parameters,
     )
+    return None if most is not None and rows and rows[0]["found"] > most else rows
 
 
 async def total(connection: AnyConnection, wanted: ClientFilter) -> int:

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+import pytest
+
 from grantbook.events import ClientMetadata, Event
 from projector import finding
 from projector.db import Connection
@@ -61,6 +63,32 @@ async def test_every_part_of_every_name_and_redirect_finds_all_that_have_it(data
             of_deep = {each for each, said in clients.items() if said.redirect_uris == LONG}
             of_any = {each for each, said in clients.items() if said.redirect_uris[0].startswith("https")}
             assert await found(database, wanted) == (set() if few is None else of_deep if few else of_any), host
+
+
+@pytest.mark.parametrize(("looked_at", "sorted_", "farther"), [(1, 1, 2), (4, 2, 2), (4, 2, 4), (1, 100, 1)])
+async def test_whichever_way_a_page_is_found_it_is_the_same(
+    database: Connection, monkeypatch: pytest.MonkeyPatch, looked_at: int, sorted_: int, farther: int
+) -> None:
+    """Admins after a flood: clients that stand behind many new ones are found, each once, in their order."""
+    monkeypatch.setattr(finding, "LOOKED_AT", looked_at)
+    monkeypatch.setattr(finding, "LOOKED_AT_BESIDE", looked_at)
+    monkeypatch.setattr(finding, "SORTED", sorted_)
+    monkeypatch.setattr(finding, "FARTHER", farther)
+    events = [named(number, "old" if number < 9 else "of the flood") for number in range(20)]
+    await apply(database, list(enumerate(events)), size=7)
+    for name, having in (("old", range(9)), ("o", range(20)), ("none", range(0))):
+        for sort in ("created_at", "-created_at", "active_grants"):
+            keys: list[str] = []
+            cursor: str | None = None
+            while True:
+                paging = Paging(sort, 2, cursor, count=False, key=KEY)
+                page, around = await finding.page(database, ClientFilter(name=name), paging)
+                keys += page
+                if not isinstance(around.next_cursor, str):
+                    break
+                cursor = around.next_cursor
+            expected = [f"c{number}" for number in having]
+            assert keys == (expected[::-1] if sort.startswith("-") else expected), (name, sort)
 
 
 async def test_deleted_and_changed_clients_are_found_as_they_are(database: Connection) -> None:
