@@ -195,13 +195,30 @@ async def test_large_messages_are_pulled_a_few_at_a_time(log: Client, monkeypatc
         await log.jetstream().publish(subjects.client_gate(f"c{number}"), b"x" * 5_000)
     async with LogReader(log, subjects.LOG) as reader, reader.follow(0) as follower, asyncio.timeout(SECONDS):
         found: list[Raw] = []
-        most = 0
+        most, consumers = 0, set[str]()
         while len(found) < 30:
             page = await follower.next(1.0)
             found, most = found + page, max(most, len(page))
+            consumers.add(follower._consumer)
     assert [each.sequence for each in found] == [*range(1, 31)]
     assert most <= 8, "two pulls may have come"
-    assert follower.trouble is None
+    assert len(consumers) == 1
+
+
+async def test_a_pull_that_is_full_leaves_the_consumer_as_it_is(log: Client) -> None:
+    """Whoever reads ten million events: making a consumer for every thousand would take longer than reading them."""
+    for number in range(30):
+        await log.jetstream().publish(subjects.client_gate(f"c{number}"), b"x")
+    async with LogReader(log, subjects.LOG) as reader, reader.follow(0, messages=3) as follower:
+        found: list[Raw] = []
+        consumers = set[str]()
+        async with asyncio.timeout(SECONDS):
+            while len(found) < 30:
+                found += await follower.next(1.0)
+                consumers.add(follower._consumer)
+        await follower.next(0.2)  # what the server says after the last message, too
+        assert consumers == {follower._consumer}
+    assert [each.sequence for each in found] == [*range(1, 31)]
 
 
 def test_the_module_is_what_connect_uses() -> None:

@@ -52,8 +52,8 @@ INACTIVE_SECONDS: Final = 30
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NANOSECONDS: Final = 1_000_000_000
-_OVER_BYTES: Final = "MaxBytes"
-"""In what the server says as it ends a pull whose next message would be more than it asked for (ADR-13)."""
+_PULL_ENDED: Final = ("Message Size Exceeds MaxBytes", "Batch Completed")
+"""What the server says with a 409 as it ends a pull that is bounded in bytes (ADR-13). The consumer goes on."""
 _NO_MESSAGE: Final = 10_037
 """The server's code for a sequence at which nothing stands."""
 
@@ -496,7 +496,7 @@ class Follower:
                 if self._pulls[0][1] == 0:
                     self._pulls.popleft()
             self._arrived.set()
-        elif status == "408" or (status == "409" and _OVER_BYTES in (headers or {}).get("Description", "")):
+        elif status == "408" or (status == "409" and (headers or {}).get("Description") in _PULL_ENDED):
             number = int(subject.rpartition(".")[2])
             self._pulls = deque(each for each in self._pulls if each[0] != number)
             if self._pulling is None or self._pulling.done():
