@@ -173,9 +173,12 @@ async def test_a_feed_that_is_made_anew_repeats_nothing_and_hides_nothing(served
     async with opened(served, params={"after": await served.position(0)}) as receiver:
         received.append((await receiver.next()).data["grant_id"])
     await streams.rebuild_feed(served.log)
-    async with opened(served, headers={"Last-Event-ID": receiver.last_id}) as receiver:
-        await write(served.log, revoked("c", "g1"))
-        received.append((await receiver.next()).data["grant_id"])
+    await write(served.log, revoked("c", "g1"))
+    while len(received) < 2:
+        # It may end while the feed is being filled: a caller comes back with what it has.
+        async with opened(served, headers={"Last-Event-ID": receiver.last_id}) as receiver:
+            with contextlib.suppress(StopAsyncIteration):
+                received.append((await receiver.next()).data["grant_id"])
     assert received == ["g0", "g1"]
 
 
