@@ -41,8 +41,6 @@ class Proof(Struct, frozen=True):
     """Which feed it is: its identity, empty where it did not say."""
     sequence: int
     """Of the feed's last revocation; 0 where it has none."""
-    log_sequence: int
-    """Its place in the log."""
     doubt: str | None
     """Why it may lack something that the log has, in words, or None."""
 
@@ -53,9 +51,7 @@ class FeedHead:
     def __init__(self, feed: LogReader) -> None:
         self._feed = feed
         self._asking = asyncio.Lock()
-        self._known = Proof(-math.inf, -math.inf, "", 0, 0, "not asked yet")
-        self._place = (0, 0)
-        """Of a sequence of the feed, the place in the log."""
+        self._known = Proof(-math.inf, -math.inf, "", 0, "not asked yet")
 
     async def proof(self) -> Proof:
         """A proof, or a doubt, that is at most `PROOF_SECONDS` old. Does not raise."""
@@ -67,11 +63,9 @@ class FeedHead:
     async def _ask(self, asked_at: float) -> Proof:
         try:
             state = await self._feed.state()
-            if state.last != self._place[0]:
-                self._place = (state.last, place_in_log(await self._feed.at_on_leader(state.last)))
         except Unavailable as error:
-            return Proof(asked_at, -math.inf, "", 0, 0, str(error))
-        return Proof(asked_at, asked_at - heard_seconds_ago(state), state.identity, *self._place, doubt_of(state))
+            return Proof(asked_at, -math.inf, "", 0, str(error))
+        return Proof(asked_at, asked_at - heard_seconds_ago(state), state.identity, state.last, doubt_of(state))
 
 
 class Receipts:
