@@ -35,7 +35,7 @@ screenshots: .venv/dev.stamp .venv/editable.stamp ## Take the README's pictures 
 	$(BIN)/python -m tests.console.screenshots
 
 test-faults: .venv/dev.stamp .venv/editable.stamp ## Run the tests that race and kill servers and processes
-	$(BIN)/python -m pytest -q -m faults
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m faults
 
 test-browser: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test-browser: .venv/dev.stamp .venv/editable.stamp ## Run the tests of the console's pages, and all that ask a browser (Debian's chromium)

@@ -5,6 +5,7 @@ What a test writes is its own: it gets a NATS account with no streams, and a dat
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
@@ -23,6 +24,12 @@ TEMPLATE: Final = "grantbook_template"
 STREAM_SECONDS: Final = 10.0
 
 _numbers = itertools.count()
+
+
+def pytest_configure() -> None:
+    """No authority is trusted, here and in what tests start: reading 140 of them takes a client 40 milliseconds."""
+    os.environ.pop("SSL_CERT_FILE", None)
+    os.environ["SSL_CERT_DIR"] = os.devnull
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +84,7 @@ def template_of_worker(postgres_url: str) -> str:
 async def database_url(postgres_url: str, template_of_worker: str) -> AsyncIterator[str]:
     """The URL of a database of the test's own, made from the template, and dropped afterwards."""
     name = f"test_{next(_numbers)}"
-    await execute(postgres_url, f"create database {name} template {template_of_worker}")
+    await execute(postgres_url, f"create database {name} template {template_of_worker} strategy file_copy")
     yield with_database(postgres_url, name)
     await execute(postgres_url, f"drop database {name} with (force)")
 

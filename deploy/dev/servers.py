@@ -47,7 +47,8 @@ POSTGRES_MAJOR = "18"
 PR_SET_PDEATHSIG = 1
 
 # Those that were handed out need not be listened on yet, and are wanted again by servers that are down for a while.
-_given_ports: set[int] = set()
+_given_ports: dict[int, socket.socket] = {}
+"""And what keeps each from other processes: an abstract name (unix(7)), which goes with the process that has it."""
 _LOST_STREAM = re.compile(r"JetStream stream '[^']*' could not be recovered")
 _AS_NOBODY = (
     "As root, Postgres runs as `nobody` on this machine, who must be able to reach the program and the data folder: "
@@ -224,11 +225,20 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address on which nothing listens now; this process never gets the same one twice."""
+    """A TCP port of the loopback address on which nothing listens now.
+
+    This process never gets the same one twice, and no other one gets it from this function while this one lives.
+    """
     for _ in range(PORT_TRIES):
         port = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT)
-        if port not in _given_ports and not _busy(port):
-            _given_ports.add(port)
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0grantbook-port-{port}")
+        except OSError:
+            claim.close()
+            continue
+        _given_ports[port] = claim  # kept also where it is busy: it is not worth trying again
+        if not _busy(port):
             return port
     raise ServerFailed(f"no free port among {PORT_TRIES} tried between {FIRST_PORT} and {LAST_PORT}")
 

@@ -114,8 +114,11 @@ def rate(text: str) -> Rate | None:
 def shared(whole: Rate | None, among: int, *, largest: int) -> Rate | None:
     """The part of a rate that is each one's, where so many let in side by side, and do not know of each other.
 
-    What one request may take at most, `largest`, fits into each part, where it fits into the whole.
+    Raises `ValueError` where what one request may take at most, `largest`, does not fit into each part.
     """
-    if whole is None:
-        return None
-    return Rate(whole.per_second / among, max(whole.burst // among, min(whole.burst, largest)))
+    if whole is None or among == 1:
+        return whole
+    if whole.burst < among * largest:
+        message = f"a burst of {whole.burst} is too little for {among} processes: it must be {among * largest} or more"
+        raise ValueError(message)
+    return Rate(whole.per_second / among, whole.burst // among)

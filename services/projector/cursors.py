@@ -35,7 +35,7 @@ class InvalidCursor(ValueError):
 def encode(place: Place, key: bytes) -> str:
     """The cursor that says `place`."""
     body = msgspec.msgpack.encode(place)
-    return base64.urlsafe_b64encode(_mac(body, key) + body).decode().rstrip("=")
+    return _text(_mac(body, key) + body)
 
 
 def decode(cursor: str, key: bytes, *, order: str) -> Place:
@@ -46,6 +46,8 @@ def decode(cursor: str, key: bytes, *, order: str) -> Place:
         raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidCursor from error
+    if _text(raw) != cursor:  # the same bytes, spelt otherwise (RFC 4648 section 3.5)
+        raise InvalidCursor
     mac, body = raw[:MAC_BYTES], raw[MAC_BYTES:]
     if not hmac.compare_digest(mac, _mac(body, key)):
         raise InvalidCursor
@@ -53,6 +55,10 @@ def decode(cursor: str, key: bytes, *, order: str) -> Place:
     if place.order != order:
         raise InvalidCursor
     return place
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _mac(body: bytes, key: bytes) -> bytes:

@@ -96,10 +96,17 @@ def policy_from(environment: Mapping[str, str]) -> Policy:
     if not (workers.isascii() and workers.isdigit() and int(workers)):
         message = f"{WORKERS}: {workers!r} is no number of processes"
         raise ValueError(message)
-    everyone, source = (
-        limits.shared(each, int(workers), largest=registration.MAX_TOKENS) for each in (policy.everyone, policy.source)
-    )
-    return structs.replace(policy, everyone=everyone, source=source)
+    parts: dict[str, limits.Rate | None] = {}
+    for variable, whole in (
+        ("GRANTBOOK_REGISTRATION_LIMIT", policy.everyone),
+        ("GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE", policy.source),
+    ):
+        try:
+            parts[_POLICY[variable][0]] = limits.shared(whole, int(workers), largest=registration.MAX_TOKENS)
+        except ValueError as error:
+            message = f"{variable}: {error}"
+            raise ValueError(message) from error
+    return structs.replace(policy, **parts)
 
 
 def _ceiling(text: str) -> int | None:

@@ -1,5 +1,9 @@
 """Servers on one machine do not take each other's ports, nor each other's answers for their own."""
 
+import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +11,24 @@ import pytest
 from deploy.dev import servers
 from deploy.dev.servers import ServerFailed, free_port, nats_server
 
+PORTS = 200
+GIVE = "from deploy.dev.servers import free_port; print([free_port() for _ in range(200)], flush=True); input()"
+
 
 def test_no_port_is_given_twice() -> None:
     """Tests on clusters: two nodes once got one port now and then, and one of them died."""
-    assert len({free_port() for _ in range(1_000)}) == 1_000
+    assert len({free_port() for _ in range(PORTS)}) == PORTS
+
+
+def test_no_port_is_given_to_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that run side by side: what one of them started for a while was once another's server."""
+    with subprocess.Popen([sys.executable, "-c", GIVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        theirs = set(json.loads(other.stdout.readline()))
+        wanted = iter([*list(theirs)[: servers.PORT_TRIES // 2], *range(servers.FIRST_PORT, servers.LAST_PORT)])
+        monkeypatch.setattr(random.SystemRandom, "randrange", lambda *_: next(wanted))
+        assert free_port() not in theirs
+        other.communicate(b"\n")
 
 
 def test_the_answers_of_another_server_are_not_taken_for_its_own(

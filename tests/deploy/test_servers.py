@@ -121,6 +121,7 @@ def test_nats_says_that_it_syncs_every_write(tmp_path: Path) -> None:
         assert jetstream["config"]["sync_always"] is True
 
 
+@pytest.mark.faults
 async def test_three_nodes_make_a_cluster_that_survives_one(tmp_path: Path) -> None:
     """The tests of races and crashes, which stand on a cluster that really replicates."""
     nodes = nats_cluster(tmp_path)
@@ -149,6 +150,7 @@ async def acknowledged(log: JetStreamContext) -> bool:
     return True
 
 
+@pytest.mark.faults
 def test_both_servers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     """Developers whose start was killed: nothing keeps the ports, and the next start finds sound data."""
     command = [sys.executable, str(STARTER), str(tmp_path)]

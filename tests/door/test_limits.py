@@ -187,6 +187,8 @@ def test_behind_proxies_a_forger_only_adds_to_the_left() -> None:
 def test_a_rate_that_is_shared_is_no_more_than_the_whole() -> None:
     """Operators: several processes let in what one would. Agents: none of them refuses the largest request for ever."""
     assert limits.shared(Rate(20, 1_000), 4, largest=65) == Rate(5, 250)
-    assert limits.shared(Rate(1, 200), 4, largest=65) == Rate(0.25, 65)
-    assert limits.shared(Rate(1, 10), 4, largest=65) == Rate(0.25, 10)
+    assert limits.shared(Rate(1, 260), 4, largest=65) == Rate(0.25, 65)
+    assert limits.shared(Rate(1, 10), 1, largest=65) == Rate(1, 10)
     assert limits.shared(None, 4, largest=65) is None
+    with pytest.raises(ValueError, match="260 or more"):
+        limits.shared(Rate(1, 259), 4, largest=65)

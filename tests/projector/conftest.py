@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from litestar import Litestar
 from nats.aio.client import Client
 
 from door import front, roles
@@ -18,6 +19,7 @@ from projector.reads import Reads
 from projector.run import Sources
 from projector.settings import Settings
 from registry import streams
+from tests.conftest import execute, with_database
 from tests.projector import given
 
 WAIT_SECONDS = 30.0
@@ -67,11 +69,29 @@ async def sources(log: Client) -> AsyncIterator[Sources]:
         yield sources
 
 
+async def template(postgres_url: str, name: str, of: str, make: Callable[[Connection], Awaitable[None]]) -> str:
+    """A template that is another one, and what `make` does to it. Its name."""
+    await execute(postgres_url, f"create database {name} template {of}")
+    connection = await db.connect(with_database(postgres_url, name), db.SCHEMA, name="test")
+    await make(connection)
+    await connection.close()
+    return name
+
+
+@pytest.fixture(scope="session")
+def template_of_worker(postgres_url: str, template_of_worker: str) -> str:
+    """A template that has the read models, empty."""
+
+    async def make(database: Connection) -> None:
+        await db.ensure_schema(database, db.SCHEMA)
+
+    return asyncio.run(template(postgres_url, "read_models", template_of_worker, make))
+
+
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Connection]:
     """A connection to the read models, which are there and empty."""
     connection = await db.connect(database_url, db.SCHEMA, name="test")
-    await db.ensure_schema(connection, db.SCHEMA)
     yield connection
     connection.terminate()
 
@@ -107,20 +127,26 @@ async def reads(settings: Settings, log: Client, database: Connection) -> AsyncI
         yield reads
 
 
-@pytest.fixture
-async def api(reads: Reads, log: Client) -> AsyncIterator[Api]:
-    """The read API."""
-    application = front.litestar_app(
+@pytest.fixture(scope="session")
+def application() -> Litestar:
+    """The read API, which takes longer to make than most tests take. Tests want `api`."""
+    return front.litestar_app(
         app.ROUTES,
         name="projector",
         keyring=KEYRING,
         mint_request_id=given.new_id,
         ready=app.READY,
         warn=app.WARN,
-        state={"reads": reads, "streams": OpenStreams()},
+        state={},
         dependencies=app.DEPENDENCIES,
         answers=app.ANSWERS,
     )
+
+
+@pytest.fixture
+async def api(application: Litestar, reads: Reads, log: Client) -> AsyncIterator[Api]:
+    """The read API."""
+    application.state.update({"reads": reads, "streams": OpenStreams()})
     transport = httpx.ASGITransport(application)  # type: ignore[arg-type]  # the same protocol, named otherwise
     async with httpx.AsyncClient(transport=transport, base_url="http://grantbook.test") as http:
         yield Api(http, log)

@@ -425,11 +425,8 @@ def test_a_cursor_that_was_tampered_with_is_refused(place: Place, where: int, ch
     cursor = cursors.encode(place, KEY)
     where %= len(cursor)
     forged = cursor[:where] + chr(ord(cursor[where]) ^ change) + cursor[where + 1 :]
-    try:
-        assert cursors.decode(forged, KEY, order=place.order) == place, "only the unused bits of base64 may differ"
-        assert where == len(cursor) - 1
-    except InvalidCursor:
-        pass
+    with pytest.raises(InvalidCursor):  # also where it says the same bytes: with "/" for "_", or in unused bits
+        cursors.decode(forged, KEY, order=place.order)
     with pytest.raises(InvalidCursor):
         cursors.decode(cursor, b"another key", order=place.order)
 

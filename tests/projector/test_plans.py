@@ -1,5 +1,6 @@
 """How Postgres finds the pages of lists: by an index, whatever is asked for. Plans are looked at, and not times."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -7,11 +8,12 @@ from typing import Any, Final
 
 import pytest
 
+from grantbook.events import Event
 from projector import finding, queries
 from projector.db import Connection
 from projector.finding import ClientFilter, Paging
 from tests.projector import given
-from tests.projector.conftest import until
+from tests.projector.conftest import template, until
 from tests.projector.test_flags import apply
 
 CLIENTS: Final = 20_000
@@ -93,10 +95,8 @@ def walked(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from walked(each)
 
 
-@pytest.fixture(scope="module")
-def seeded() -> list[Any]:
-    """Events of a register in which what is rare is rare."""
-    events: list[Any] = []
+def happened() -> Iterator[Event]:
+    """A register in which what is rare is rare."""
     for number in range(CLIENTS):
         rare = number % (CLIENTS // RARE) == 0
         client = f"c{number}"
@@ -104,29 +104,37 @@ def seeded() -> list[Any]:
             f"Rare agent {number}" if rare else f"Agent {number}",
             redirect_uris=(f"https://rare.example/{number}",) if rare else (f"https://h{number % 500}.agent.test/cb",),
         )
-        events.append(given.registered(client, about, source="manual" if rare else "dcr"))
+        yield given.registered(client, about, source="manual" if rare else "dcr")
         if number % 4 == 0:
-            events.append(given.issued(client, "g", f"u{number % 999}"))
+            yield given.issued(client, "g", f"u{number % 999}")
         if number % 50 == 1:
-            events.append(given.deleted(client))
-    return list(enumerate(events))
+            yield given.deleted(client)
 
 
 _SEEN_BY_ALL: Final = "SELECT relallvisible > 0.9 * relpages FROM pg_class WHERE oid = 'listed'::regclass"
 
 
+@pytest.fixture(scope="module")
+def template_of_worker(postgres_url: str, template_of_worker: str) -> str:
+    """Templates for this module have that register, with what Postgres knows of it."""
+
+    async def make(database: Connection) -> None:
+        await apply(database, enumerate(happened()), size=5_000)
+        # Not at once: not while their commit is on its way to the disk, nor while Postgres looks at them by itself.
+        await database.execute("CHECKPOINT")
+
+        async def seen_by_all() -> bool:
+            await database.execute("VACUUM ANALYZE")
+            return bool(await database.fetchval(_SEEN_BY_ALL))
+
+        await until(seen_by_all, "the pages to be known to be seen by all")
+
+    return asyncio.run(template(postgres_url, "large", template_of_worker, make))
+
+
 @pytest.fixture
-async def register(database: Connection, seeded: list[Any]) -> Explaining:
-    """The read models of it, with what Postgres knows of them."""
-    await apply(database, seeded, size=5_000)
-    # Not at once: not while their commit is on its way to the disk, nor while Postgres looks at them by itself.
-    await database.execute("CHECKPOINT")
-
-    async def seen_by_all() -> bool:
-        await database.execute("VACUUM ANALYZE")
-        return bool(await database.fetchval(_SEEN_BY_ALL))
-
-    await until(seen_by_all, "the pages to be known to be seen by all")
+def register(database: Connection) -> Explaining:
+    """The read models, whose statements are explained."""
     return Explaining(database)
 
 

@@ -43,10 +43,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
 
 @pytest.fixture
 async def database_url(pair: tuple[Server, Server]) -> AsyncIterator[str]:
-    """A database of the test's own, on the primary."""
+    """A database of the test's own, on the primary: it has the read models, empty."""
     name = f"test_{next(_numbers)}"
     await execute(pair[0].url, f"create database {name}")
-    yield with_database(pair[0].url, name)
+    url = with_database(pair[0].url, name)
+    connection = await db.connect(url, db.SCHEMA, name="test")
+    await db.ensure_schema(connection, db.SCHEMA)
+    await connection.close()
+    yield url
     await execute(pair[0].url, f"drop database {name} with (force)")
 
 

@@ -296,6 +296,7 @@ async def test_another_log_is_never_followed(
 
 
 @pytest.mark.parametrize("written_since", [0, 1, 2, 5])
+@pytest.mark.faults
 async def test_a_restored_log_is_never_silently_followed(
     written_since: int, database: Connection, database_url: str, tmp_path: Path
 ) -> None:
@@ -359,6 +360,7 @@ async def test_activity_is_applied_after_the_grants_that_it_names(
     assert await database.fetchval("SELECT uses FROM grants") == 1
 
 
+@pytest.mark.faults
 async def test_deleting_a_client_with_many_grants_ends_them_at_once_and_holds_up_nobody(
     log: Client, sources: Sources, database: Connection, database_url: str, api: Api
 ) -> None:

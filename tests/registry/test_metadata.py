@@ -1,7 +1,6 @@
 """What agents may register: clause by clause, and against hostile input."""
 
 import json
-import timeit
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -322,12 +321,6 @@ def test_a_refusal_repeats_nothing_that_was_sent() -> None:
         for value in _any("hunter2\x00", ["javascript:hunter2"], {"keys": [{"kty": "hunter2"}]}):
             body = json.dumps({"redirect_uris": REDIRECTS, member: value}).encode()
             assert "hunter2" not in refusal(body).description
-
-
-def test_a_registration_is_checked_in_no_time() -> None:
-    """A flood of registrations costs little more than its bytes: 7 µs each where measured, 60 µs at most."""
-    body = json.dumps(AGENTS["Claude.ai custom connector"]).encode()
-    assert min(timeit.repeat(lambda: parse(body), number=100, repeat=20)) / 100 < 60e-6
 
 
 JSONISH: st.SearchStrategy[Any] = st.recursive(

@@ -325,6 +325,7 @@ async def windows(log: Client) -> list[Window]:
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.faults
 async def test_a_registry_that_is_killed_or_hangs_loses_and_doubles_nothing(
     product: Product, registry: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -535,6 +535,7 @@ async def test_a_feed_that_was_made_just_now_is_not_taken_for_complete(
         assert token(feed)
 
 
+@pytest.mark.faults
 async def test_a_killed_server_leaves_no_gap_and_is_denied_meanwhile(tmp_path: Path) -> None:
     """Protects revocations that happen around a crash of NATS, and says what `deny` means while it is away."""
     async with (
@@ -607,6 +608,7 @@ async def test_a_paused_server_is_denied_and_leaves_no_gap(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("how", ["hold", "cut"])
+@pytest.mark.faults
 async def test_a_partition_is_denied_and_leaves_no_gap(log: Client, nats_url: str, how: str) -> None:
     """Protects a token service that is cut off while the rest goes on: it knows that it does not know."""
     parts = urlsplit(nats_url)
@@ -701,6 +703,7 @@ def test_nothing_is_forgotten_too_early_nor_kept_too_long(steps: list[tuple[int,
 
 
 @pytest.mark.parametrize("written_since", [1, 2, 5])
+@pytest.mark.faults
 async def test_a_restored_feed_is_read_anew(tmp_path: Path, written_since: int) -> None:
     """Protects revocations after a restore of the whole server, on places where others stood before."""
     async with served(tmp_path) as (server, log), RevocationFeed(server.url, LIFETIME) as feed:
@@ -723,6 +726,7 @@ async def test_a_restored_feed_is_read_anew(tmp_path: Path, written_since: int) 
         assert not token(feed, grant="never")
 
 
+@pytest.mark.faults
 async def test_a_restored_log_is_never_resumed_over_http(tmp_path: Path) -> None:
     """Protects services without NATS from the same."""
     port = free_port()

@@ -105,6 +105,7 @@ def test_every_command_of_a_page_works(folder: Path, running: int, page: Callabl
         assert any(fnmatch.fnmatchcase(each, pattern) for each in printed), f"{line!r} was not printed: {done.stdout}"
 
 
+@pytest.mark.faults
 def test_data_stays_between_runs_and_tokens_too(folder: Path) -> None:
     """Whoever comes back the next day: the same tokens open the same register."""
     port = free_port()
@@ -157,6 +158,7 @@ def test_a_broken_data_folder_is_a_clear_message(folder: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.faults
 def test_when_a_child_dies_all_of_it_stops_with_the_reason(folder: Path) -> None:
     """Whoever wonders why it is gone: it says which server ended."""
     port = free_port()

@@ -32,6 +32,7 @@ async def until_sessions(receiver: Receiver, count: int) -> None:
             await asyncio.sleep(POLL_SECONDS)
 
 
+@pytest.mark.faults
 async def test_every_revoked_grant_arrives_whatever_dies(product: Product, tmp_path: Path) -> None:
     """Users: their grants' end reaches every receiver, though the transmitter is killed and the receiver goes away."""
     receiver = Receiver()
