@@ -18,6 +18,8 @@ BODY: Final = b"x" * 500
 PULL: Final = 1_000
 ROWS: Final = 100_000
 ANSWER_SECONDS: Final = 10.0
+STEPS_OF_WORK: Final = 9_000
+"""About half a millisecond of it."""
 
 
 def disk_sync_milliseconds(folder: Path) -> float:
@@ -31,6 +33,32 @@ def disk_sync_milliseconds(folder: Path) -> float:
             os.fsync(file.fileno())
             times.append(time.perf_counter() - started)
     return statistics.median(times) * 1_000
+
+
+def lateness_milliseconds(busy: float, seconds: float) -> list[float]:
+    """How late a loop is done with each of small pieces of work that are due one after the other, sorted.
+
+    They keep one core `busy` for this share of the time: what is late, the machine gave no time, and no server of ours
+    or others. So no server as busy answers sooner than this.
+    """
+    started = time.perf_counter()
+    for _ in range(SYNCS):
+        _work()
+    every = (time.perf_counter() - started) / SYNCS / busy
+    late = []
+    due = started = time.perf_counter()
+    while due < started + seconds:
+        due += every
+        ahead = due - time.perf_counter()
+        if ahead > 0:
+            time.sleep(ahead)
+        _work()
+        late.append((time.perf_counter() - due) * 1_000)
+    return sorted(late)
+
+
+def _work() -> int:
+    return sum(number * number for number in range(STEPS_OF_WORK))
 
 
 async def appends(nats: Client, seconds: float) -> float:

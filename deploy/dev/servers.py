@@ -46,9 +46,6 @@ POSTGRES_USER = "grantbook"
 POSTGRES_MAJOR = "18"
 PR_SET_PDEATHSIG = 1
 
-# Those that were handed out need not be listened on yet, and are wanted again by servers that are down for a while.
-_given_ports: dict[int, socket.socket] = {}
-"""And what keeps each from other processes: an abstract name (unix(7)), which goes with the process that has it."""
 _LOST_STREAM = re.compile(r"JetStream stream '[^']*' could not be recovered")
 _AS_NOBODY = (
     "As root, Postgres runs as `nobody` on this machine, who must be able to reach the program and the data folder: "
@@ -227,19 +224,19 @@ class Server:
 def free_port() -> int:
     """A TCP port of the loopback address on which nothing listens now.
 
-    This process never gets the same one twice, and no other one gets it from this function while this one lives.
+    This process never gets the same one twice, and no other one gets it from here while this one lives: it need not be
+    listened on yet, and is wanted again by servers that are down for a while.
     """
     for _ in range(PORT_TRIES):
         port = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT)
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            claim.bind(f"\0grantbook-port-{port}")
-        except OSError:
-            claim.close()
-            continue
-        _given_ports[port] = claim  # kept also where it is busy: it is not worth trying again
-        if not _busy(port):
-            return port
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+            try:
+                claim.bind(f"\0grantbook-port-{port}")
+            except OSError:
+                continue
+            if not _busy(port):
+                claim.detach()  # an abstract name (unix(7)) goes with the process that has it
+                return port
     raise ServerFailed(f"no free port among {PORT_TRIES} tried between {FIRST_PORT} and {LAST_PORT}")
 
 

@@ -159,7 +159,7 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
     order = f"clients {paging.sort}"
     way = walk(paging, order)
     sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
-    if traits.TIMELY_FLAG in wanted.flags and sort.expression == "l.created_at":
+    if sort.expression == "l.created_at" and (traits.TIMELY_FLAG in wanted.flags or wanted.has_active_grants):
         sort = Sort("s.created_at", sort.type)  # there is an index of those alone, in this order
     of = sort.expression[0]
     since = None if wanted.revoked_after is None else await position_after(connection, wanted.revoked_after)
@@ -267,6 +267,8 @@ async def _counted(
         if tables == of:
             break
     query = f"SELECT count(*) FROM {_FROM[tables]} WHERE {where}"
+    if tables == "l" and _only_traits(where):
+        query = f"SELECT coalesce(sum(l.clients), 0)::bigint FROM tallies l WHERE {where}"
     return cast("int", await connection.fetchval(query, *where.parameters))
 
 
@@ -310,8 +312,8 @@ def _on_the_way(wanted: ClientFilter, way: Walk, sort: Sort, of: str) -> Where:
         where.add("s.registered_position IS NOT NULL")
     if sort.expression.endswith(".created_at"):
         _created(where, wanted, of)
-        if never_used:
-            where.add(_NEVER_USED)
+        if of == "s":  # for an index of those alone
+            where.add(_NEVER_USED if never_used else "s.active_grants > 0")
     elif sort.expression == "s.last_activity_at":
         if wanted.last_activity_before is not None:
             where.add("s.last_activity_at < {}", wanted.last_activity_before)
@@ -373,8 +375,9 @@ def _conditions(  # noqa: C901, PLR0912  one filter after the other
         where.add("l.redirects LIKE {}", _pattern(wanted.redirect_uri))
         if "\n" in wanted.redirect_uri:
             where.add("false")  # no URI has a line break, and nothing may be found across two
-    # Of the two `listed` alone has an index by it; of clients that were never used `standings` has one.
-    _created(where, wanted, "l" if by_index and traits.TIMELY_FLAG not in wanted.flags else of)
+    # Of the two `listed` alone has an index by it; of clients never used, and of those in use, `standings` has one.
+    narrow = traits.TIMELY_FLAG in wanted.flags or (of == "s" and wanted.has_active_grants)
+    _created(where, wanted, "l" if by_index and not narrow else of)
     if wanted.last_activity_before is not None:
         where.add("s.last_activity_at < {}", wanted.last_activity_before)
     if wanted.has_active_grants is not None:
@@ -390,6 +393,8 @@ def _conditions(  # noqa: C901, PLR0912  one filter after the other
             where.add(_AMONG[of].format(_CUT_OFF_SINCE), since, since)
     if counted and of == "l" and _only_traits(where):
         where.add(_COUNTED_STATES[wanted.status])
+    elif wanted.has_active_grants and wanted.status in {"active", "any"}:
+        pass  # those of others are none
     elif wanted.status != "any" and not (by_index and wanted.status != "active"):
         where.add(f"{of}.status = {{}}", wanted.status)
 

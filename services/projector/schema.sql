@@ -96,12 +96,38 @@ BEGIN
 END $$;
 
 CREATE INDEX listed_by_created_at ON listed (created_at, registered_position);
-CREATE INDEX listed_by_traits ON listed (traits);
 CREATE INDEX listed_by_name ON listed (name, registered_position) INCLUDE (status);
 CREATE INDEX listed_to_count ON listed (status) INCLUDE (short_redirects, hosts);
 CREATE INDEX listed_of_long_redirects ON listed (registered_position) WHERE short_redirects IS NULL;
 CREATE INDEX listed_to_find ON listed
     USING gin (labels, name gin_trgm_ops, redirects gin_trgm_ops, pairs(name));
+
+-- How many clients have just these traits: lists by traits alone are counted by it, however many clients there are.
+CREATE TABLE tallies (
+    traits integer PRIMARY KEY,
+    clients bigint NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE FUNCTION tally() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO tallies AS t (traits, clients) SELECT traits, count(*) FROM after GROUP BY traits
+        ON CONFLICT (traits) DO UPDATE SET clients = t.clients + excluded.clients;
+    ELSE
+        INSERT INTO tallies AS t (traits, clients)
+        SELECT traits, sum(change) FROM (
+            SELECT traits, -1 AS change FROM before UNION ALL SELECT traits, 1 FROM after
+        ) changes
+        GROUP BY traits HAVING sum(change) <> 0
+        ON CONFLICT (traits) DO UPDATE SET clients = t.clients + excluded.clients;
+        DELETE FROM tallies WHERE clients = 0;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER tally_new AFTER INSERT ON listed REFERENCING NEW TABLE AS after
+    FOR EACH STATEMENT EXECUTE FUNCTION tally();
+CREATE TRIGGER tally_changed AFTER UPDATE ON listed REFERENCING OLD TABLE AS before NEW TABLE AS after
+    FOR EACH STATEMENT EXECUTE FUNCTION tally();
 
 -- What changes about a client all the time, apart from what hardly ever does: that stays on its pages.
 -- Open grants are those that stand whatever the client's gate says, but for what lapsed and was not swept yet: see
@@ -123,6 +149,7 @@ CREATE TABLE standings (
     last_activity_at timestamptz NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 70);
 CREATE INDEX standings_by_active_grants ON standings (active_grants, registered_position);
+CREATE INDEX standings_with_grants ON standings (created_at, registered_position) WHERE active_grants > 0;
 CREATE INDEX standings_by_last_activity ON standings (last_activity_at, registered_position);
 CREATE INDEX standings_never_used ON standings (created_at, registered_position) INCLUDE (status)
     WHERE last_granted_at = '-infinity' AND last_activity_at = '-infinity';

@@ -31,6 +31,7 @@ COMPARE_SECONDS: Final = 3_600.0
 _KEYS: Final = {
     "clients": "client_key",
     "listed": "registered_position",
+    "tallies": "traits",
     "redirect_hosts": "host",
     "standings": "client_key",
     "grants": "client_key, grant_key",

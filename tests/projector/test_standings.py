@@ -58,6 +58,9 @@ async def test_what_is_counted_is_what_stands_however_the_log_was_cut(database: 
             await apply(database, events, size=size)
             assert await verify._miscounted(database) == [], (sequence, size, events)
             seen.append(await database.fetch("SELECT * FROM standings ORDER BY client_key"))
+            tallies = await database.fetch("SELECT * FROM tallies ORDER BY traits")
+            listed = "SELECT traits, count(*) AS clients FROM listed GROUP BY traits ORDER BY traits"
+            assert tallies == await database.fetch(listed), (sequence, size, events)
         assert seen[0] == seen[1] == seen[2], (sequence, events)
         await projections.sweep(database)
         assert await verify._miscounted(database) == [], (sequence, events)
