@@ -50,7 +50,7 @@ test-agents: .venv/dev.stamp .venv/editable.stamp ## Run the tests with real age
 	$(BIN)/python -m pytest -q -m agents
 
 test-fuzz: .venv/dev.stamp .venv/editable.stamp ## Run 5,000 hostile inputs, and a flood of 20,000 registrations
-	$(BIN)/python -m pytest -q -m fuzz
+	$(BIN)/python -m pytest -q -m fuzz $(ONLY)
 
 fuzz: .venv/dev.stamp .venv/editable.stamp ## The same with 100,000 inputs: about half an hour
 	GRANTBOOK_INPUTS=100000 $(BIN)/python -m pytest -q -m fuzz tests/system/test_fuzz.py

@@ -38,13 +38,13 @@ def disk_sync_milliseconds(folder: Path) -> float:
 def lateness_milliseconds(busy: float, seconds: float) -> list[float]:
     """How late a loop is done with each of small pieces of work that are due one after the other, sorted.
 
-    They keep one core `busy` for this share of the time: what is late, the machine gave no time, and no server of ours
-    or others. So no server as busy answers sooner than this.
+    They keep one core `busy` for this share of the time, with pauses between them. So what is late is what the machine
+    gave no time to, and what waits for that: a server that is as busy answers about as late, whatever it does.
     """
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(SYNCS):
         _work()
-    every = (time.perf_counter() - started) / SYNCS / busy
+    every = (time.process_time() - started) / SYNCS / busy
     late = []
     due = started = time.perf_counter()
     while due < started + seconds:

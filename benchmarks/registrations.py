@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +33,8 @@ PEERS: Final = {
     "better-auth, on Postgres": ("better-auth.mjs", "/api/auth/oauth2/register"),
 }
 HALF_BAR_MS: Final = 20.0
-MOST_BUSY: Final = 0.95
+MOST_BUSY: Final = 0.9
+"""A loop that is busier than this is late for ever on a machine that gives it less than all of a core."""
 
 
 async def load(
@@ -107,5 +108,11 @@ async def measured(port: int, seconds: float, appends: float, beside: dict[str, 
 
 def _busy_seconds() -> float:
     """Of a core's time, what registries that run have had."""
-    times = [each.cpu_times() for each in psutil.Process().children(recursive=True) if "registry" in each.cmdline()]
-    return sum(each.user + each.system for each in times)
+    seconds = []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # one that ends just now
+            if "registry" in each.cmdline():
+                times = each.cpu_times()
+                seconds.append(times.user + times.system)
+    assert seconds, "no registry runs"
+    return sum(seconds)

@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 
 def pytest_configure() -> None:
-    """No authority is trusted, here and in what tests start: reading 140 of them takes a client 40 milliseconds."""
+    """Clients of httpx trust no authority, here and in what tests start: to read 140 of them takes 40 milliseconds."""
     os.environ.pop("SSL_CERT_FILE", None)
     os.environ["SSL_CERT_DIR"] = os.devnull
 

@@ -5,6 +5,7 @@ thread that lives as long as they shall: the main one. Elsewhere a child outlive
 """
 
 import ctypes
+import errno
 import fcntl
 import functools
 import http.client
@@ -232,8 +233,10 @@ def free_port() -> int:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
             try:
                 claim.bind(f"\0grantbook-port-{port}")
-            except OSError:
-                continue
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                # Elsewhere than on Linux there are no such names: ports are only most likely each one's own.
             if not _busy(port):
                 claim.detach()  # an abstract name (unix(7)) goes with the process that has it
                 return port

@@ -1,4 +1,4 @@
-"""What filters ask of clients, as bits of one column: counting a list then reads a small index, and no client.
+"""What filters ask of clients, as bits of one column: counting a list then reads a small table, and no client.
 
 `clients.traits` is made of the other columns by Postgres itself, so the two cannot differ; `listed.traits` is the same.
 Of expressions Postgres takes it that hardly any row equals a value, so nothing here is written as an equality.

@@ -1,6 +1,7 @@
 """How Postgres finds the pages of lists: by an index, whatever is asked for. Plans are looked at, and not times."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -111,6 +112,7 @@ def happened() -> Iterator[Event]:
             yield given.deleted(client)
 
 
+_numbers = itertools.count()
 _SEEN_BY_ALL: Final = "SELECT relallvisible > 0.9 * relpages FROM pg_class WHERE oid = 'listed'::regclass"
 
 
@@ -129,7 +131,8 @@ def template_of_worker(postgres_url: str, template_of_worker: str) -> str:
 
         await until(seen_by_all, "the pages to be known to be seen by all")
 
-    return asyncio.run(template(postgres_url, "large", template_of_worker, make))
+    # A worker may come back to this module, and makes it again.
+    return asyncio.run(template(postgres_url, f"large_{next(_numbers)}", template_of_worker, make))
 
 
 @pytest.fixture
@@ -147,6 +150,15 @@ async def test_every_list_is_found_by_an_index(register: Explaining, database: C
                 paging = Paging(f"{direction}{sort}", 50, None, count=False, key=KEY)
                 await queries.clients(register, ClientFilter(**asked), paging)  # type: ignore[arg-type]
                 assert register.read_whole == set(), (name, direction + sort)
+
+
+async def test_a_page_of_clients_in_use_is_found_by_an_index_of_these(register: Explaining) -> None:
+    """Admins of a register that strangers flood: those in use stand behind thousands that are not."""
+    for sort in ("created_at", "-created_at"):
+        register.plans.clear()
+        paging = Paging(sort, 50, None, count=False, key=KEY)
+        await queries.clients(register, ClientFilter(has_active_grants=True), paging)  # type: ignore[arg-type]
+        assert "standings_with_grants" in {node.get("Index Name") for node in register.nodes}
 
 
 async def test_totals_by_traits_read_a_tally_and_no_client(register: Explaining) -> None:

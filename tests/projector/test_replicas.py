@@ -42,16 +42,21 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Ser
 
 
 @pytest.fixture
-async def database_url(pair: tuple[Server, Server]) -> AsyncIterator[str]:
-    """A database of the test's own, on the primary: it has the read models, empty."""
+async def empty_database_url(pair: tuple[Server, Server]) -> AsyncIterator[str]:
+    """A database of the test's own, on the primary, in which there is nothing."""
     name = f"test_{next(_numbers)}"
     await execute(pair[0].url, f"create database {name}")
-    url = with_database(pair[0].url, name)
-    connection = await db.connect(url, db.SCHEMA, name="test")
+    yield with_database(pair[0].url, name)
+    await execute(pair[0].url, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+async def database_url(empty_database_url: str) -> str:
+    """The same with the read models, empty."""
+    connection = await db.connect(empty_database_url, db.SCHEMA, name="test")
     await db.ensure_schema(connection, db.SCHEMA)
     await connection.close()
-    yield url
-    await execute(pair[0].url, f"drop database {name} with (force)")
+    return empty_database_url
 
 
 @pytest.fixture
@@ -232,14 +237,17 @@ async def table_of_clients(url: str) -> int:
 
 
 async def test_a_replica_waits_until_a_projector_has_made_the_read_models(
-    pair: tuple[Server, Server], settings: Settings, database_url: str, log: Client
+    pair: tuple[Server, Server], nats_url: str, empty_database_url: str, log: Client
 ) -> None:
     """Operators: whatever is started first, nothing is made on a replica, and its readers begin once it is there."""
-    replica_url = with_database(pair[1].url, database_url.rpartition("/")[2])
-    chosen = Settings(nats_url=settings.nats_url, database_url="", read_database_url=replica_url)
-    primary = await db.connect(database_url, db.SCHEMA, name="test")
+    primary = await db.connect(empty_database_url, db.SCHEMA, name="test")
+    await replayed(primary, pair[1])
+    replica_url = with_database(pair[1].url, empty_database_url.rpartition("/")[2])
+    chosen = Settings(nats_url=nats_url, database_url="", read_database_url=replica_url)
     async with AsyncExitStack() as stack:
         opening = asyncio.create_task(stack.enter_async_context(app.opened_reads(chosen)))
+        await asyncio.wait([opening], timeout=2 * db.RETRY_SECONDS)
+        assert not opening.done()
         await db.ensure_schema(primary, db.SCHEMA)
         reads = await opening
 

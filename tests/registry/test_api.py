@@ -360,6 +360,12 @@ def test_a_setting_that_is_not_understood_is_named(variable: str, value: str) ->
         app.policy_from({variable: value})
 
 
+def test_a_limit_that_workers_cannot_share_is_named() -> None:
+    """Operators: several processes never let in more together than the limit says."""
+    with pytest.raises(ValueError, match=r"GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE: .*130 or more"):
+        app.policy_from({app.WORKERS: "2", "GRANTBOOK_REGISTRATION_LIMIT_PER_SOURCE": "1/129"})
+
+
 @pytest.mark.parametrize(("off", "said"), [(0.5, None), (30.0, "+30"), (-30.0, "-30"), (120.0, "+120")])
 async def test_a_clock_that_is_off_is_told(off: float, said: str | None) -> None:
     """Operators: a registry that tells another time than the log is taken out before it cuts users off wrongly."""
