@@ -28,7 +28,7 @@ console: .venv/up.stamp .venv/editable.stamp ## Print a link that signs in to th
 demo: .venv/demo.stamp .venv/editable.stamp ## Start everything, an identity provider and an MCP server beside it, and say what to try
 	@exec $(BIN)/python -m deploy.dev demo
 
-test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (under three minutes)
+test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (three to four minutes on two cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not faults and not browser and not agents and not fuzz"
 
 screenshots: .venv/dev.stamp .venv/editable.stamp ## Take the README's pictures anew (Debian's chromium)
