@@ -43,7 +43,7 @@ def mask(*names: str) -> int:
 
 
 def has(*names: str) -> str:
-    """Of a row `l` of `listed`: all of these."""
+    """Of a row `l` of `listed`, or of `tallies`: all of these."""
     return f"(~l.traits & {mask(*names)}) < 1"
 
 

@@ -16,7 +16,7 @@ from tests.projector.conftest import Api, caught_up, projecting, until
 from tests.projector.test_flags import Happened, apply
 from tests.projector.test_verify import compared
 
-SEQUENCES: Final = 25
+SEQUENCES: Final = 60
 EVENTS: Final = 40
 
 

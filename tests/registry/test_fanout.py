@@ -106,14 +106,14 @@ async def test_a_grant_that_its_users_cut_off_had_ended_gets_none(nats: Client, 
 
 async def test_a_fan_out_that_was_cut_off_is_finished_by_another(nats: Client, log: Log, reader: LogReader) -> None:
     """Auditors: a registry that dies in the middle loses nothing, and nothing is said twice."""
-    await given_grants(log, "c1", 1_000)
+    await given_grants(log, "c1", 3_000)
     await delete(log, "c1")
-    async with fanning_out(nats, log, "a", pace_per_second=500):
-        await until(lambda all_: len(revocations(all_)) > 100, reader)
-    assert len(revocations(await everything(reader))) < 1_000
+    async with fanning_out(nats, log, "a", pace_per_second=1_000):
+        await until(lambda all_: len(revocations(all_)) > 500, reader)
+    assert len(revocations(await everything(reader))) < 3_000
     async with fanning_out(nats, log, "b"):
-        recorded = await until(lambda all_: len(revocations(all_)) >= 1_000, reader)
-    assert len({each.grant_id for each in revocations(recorded)}) == len(revocations(recorded)) == 1_000
+        recorded = await until(lambda all_: len(revocations(all_)) >= 3_000, reader)
+    assert len({each.grant_id for each in revocations(recorded)}) == len(revocations(recorded)) == 3_000
 
 
 async def saved(nats: Client) -> Checkpoint | None:
