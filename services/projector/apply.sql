@@ -75,6 +75,7 @@ CREATE FUNCTION apply_log(
 SET random_page_cost = 1.1 AS $$
 #variable_conflict use_column
 DECLARE
+    touched to_list[];
     changes counted[] := '{}';
     more counted[];
 BEGIN
@@ -152,20 +153,22 @@ BEGIN
 
     IF cardinality(new_clients) > 0 OR cardinality(new_metadata) > 0 OR cardinality(new_gates) > 0 THEN
         -- From the rows as they are by now: whatever of this happened to a client, and in whichever order.
-        INSERT INTO listed AS l (registered_position, client_key, created_at, traits, status, name, redirects, labels,
-            short_redirects, hosts)
-        SELECT n.registered_position, n.client_key, n.created_at, n.traits, n.status, n.name, n.redirects, n.labels,
-            n.short_redirects, n.hosts
-        FROM (
+        SELECT array_agg(n) INTO touched FROM (
             SELECT client_key FROM unnest(new_clients)
             UNION SELECT client_key FROM unnest(new_metadata)
             UNION SELECT client_key FROM unnest(new_gates)
-        ) touched JOIN to_list n USING (client_key)
-        ON CONFLICT (registered_position) DO UPDATE SET traits = excluded.traits, status = excluded.status,
-            name = excluded.name, redirects = excluded.redirects, labels = excluded.labels,
-            short_redirects = excluded.short_redirects, hosts = excluded.hosts
-        WHERE (l.traits, l.status, l.name, l.redirects, l.labels)
-            IS DISTINCT FROM (excluded.traits, excluded.status, excluded.name, excluded.redirects, excluded.labels);
+        ) t JOIN to_list n USING (client_key);
+        INSERT INTO redirections (redirects_key, traits, clients, redirects, hosts)
+        SELECT DISTINCT ON (redirects_key, traits) redirects_key, traits, 0, redirects, hosts FROM unnest(touched)
+        ON CONFLICT DO NOTHING;
+        -- New ones first: what changes takes away texts that no client has any more, but for those.
+        INSERT INTO listed (registered_position, client_key, created_at, traits, name, redirects_key, labels)
+        SELECT registered_position, client_key, created_at, traits, name, redirects_key, labels FROM unnest(touched)
+        ON CONFLICT DO NOTHING;
+        UPDATE listed l SET traits = n.traits, name = n.name, redirects_key = n.redirects_key, labels = n.labels
+        FROM unnest(touched) n
+        WHERE l.registered_position = n.registered_position AND (l.traits, l.name, l.redirects_key, l.labels)
+            IS DISTINCT FROM (n.traits, n.name, n.redirects_key, n.labels);
     END IF;
 
     IF cardinality(new_grants) > 0 THEN

@@ -392,17 +392,31 @@ _ROWS: Final = {
     "listed": Rows(
         "loaded_clients",
         """
-        INSERT INTO listed (registered_position, client_key, created_at, traits, status, name, redirects, labels,
-            short_redirects, hosts)
-        SELECT registered_position, client_key, created_at, traits, status, name, redirects, labels, short_redirects,
-            hosts
-        FROM to_list
+        INSERT INTO listed (registered_position, client_key, created_at, traits, name, redirects_key, labels)
+        SELECT registered_position, client_key, created_at, traits, name, redirects_key, labels FROM to_list
         ORDER BY registered_position
         """,
         ("clients",),
     ),
     "tallies": Rows(
         "loaded_clients", "INSERT INTO tallies SELECT traits, count(*) FROM listed GROUP BY traits", ("listed",)
+    ),
+    "names": Rows(
+        "loaded_clients",
+        "INSERT INTO names SELECT name, traits, count(*) FROM listed GROUP BY name, traits",
+        ("listed",),
+    ),
+    "redirections": Rows(
+        "loaded_clients",
+        """
+        INSERT INTO redirections (redirects_key, traits, clients, redirects, hosts)
+        SELECT l.redirects_key, l.traits, l.clients, n.redirects, n.hosts
+        FROM (
+            SELECT redirects_key, traits, count(*) AS clients, min(registered_position) AS registered_position
+            FROM listed GROUP BY redirects_key, traits
+        ) l JOIN to_list n USING (registered_position)
+        """,
+        ("listed",),
     ),
     "grants": Rows(
         "loaded_grants",

@@ -1,21 +1,21 @@
-"""How clients are found, ordered and counted: by `listed` and `standings`, and whatever Postgres believes of the data.
+"""How clients are found, ordered and counted, whatever Postgres believes of the data.
 
 A page is looked for along its order first, for so many rows: where many clients pass, it is full at once. Where few do,
-those are found by the index of what they have, and sorted. So no page hangs on an estimate of how many pass.
+those are found by what they have, and sorted. Which of the two is known, and not guessed: texts are looked for among
+those that clients have, each of which stands once in `names` or `redirections`, with how many have it.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 import asyncpg
-from msgspec import UNSET, Struct, UnsetType, structs
+from msgspec import Struct, structs
 
-from appraisal import flags
-from projector import cursors, traits
-from projector.cursors import Place
+from projector import filters, traits
 from projector.db import AnyConnection
+from projector.filters import ClientFilter, Of
+from projector.pages import Cursors, Paging, Sort, Walk, Where, walk
 
 Row = asyncpg.Record
 
@@ -23,20 +23,18 @@ LOOKED_AT: Final = 6_000
 """Rows of one table that a page is looked for among, along its order."""
 LOOKED_AT_BESIDE: Final = 2_000
 """The same where each has a row in the other table that is looked at, too."""
-SORTED: Final = 10_000
-"""Clients that are found by what they have and sorted, before others are looked for along the order."""
 FARTHER: Final = 10
-"""So many times as many rows are then looked at."""
-COMMON: Final = 0.05
-"""A label that a larger share of all clients has is counted otherwise than by its index."""
-
-
-class Sort(Struct, frozen=True):
-    """What a list is sorted by: an expression without NULLs, and its type."""
-
-    expression: str
-    type: str
-
+"""So many times as many, where clients that pass are many: those in front are new, perhaps, and all alike."""
+FEW: Final = 2_000
+"""Clients that are found by what they have, and sorted, rather than looked for any farther."""
+SORTED: Final = 10_000
+"""The same, where none of those farther along the order pass."""
+TEXTS: Final = 2_000
+"""Names, or all that a client redirects to: more of them than these are not looked at to know how many have them."""
+OTHERS: Final = 100_000
+"""Clients that were used lately are counted instead of those that were not, unless they are more."""
+SHARE: Final = 4
+"""Clients of a name that are more than one in so many are counted by looking at all."""
 
 CLIENT_SORTS: Final[Mapping[str, Sort]] = {
     "created_at": Sort("l.created_at", "timestamptz"),
@@ -44,419 +42,488 @@ CLIENT_SORTS: Final[Mapping[str, Sort]] = {
     "last_activity_at": Sort("s.last_activity_at", "timestamptz"),
     "active_grants": Sort("s.active_grants", "bigint"),
 }
-CLIENT_STATES: Final = ("active", "suspended", "deleted", "any")
+
+Texts = Literal["names", "redirections"]
+By = Literal["names", "redirections", "time", "standings", "traits"]
 
 
-class Paging(Struct, frozen=True):
-    """Which page of a list: `sort` is a name, with `-` in front for descending."""
+class Held(Struct, frozen=True):
+    """How many clients have something that is asked for; None where nobody counts so many. And which texts it is."""
 
-    sort: str
+    clients: int | None
+    texts: list[object] | None = None
+
+    @property
+    def most(self) -> float:
+        """To compare by."""
+        return float("inf") if self.clients is None else self.clients
+
+
+class _Order(Struct, frozen=True):
+    """The order of a page, which table has it, and from where in it the page is looked for."""
+
+    sort: Sort
+    of: Of
+    way: Walk
     limit: int
-    cursor: str | None
-    count: bool
-    key: bytes
-
-
-class ClientFilter(Struct, frozen=True, kw_only=True):
-    """Which clients. Repeated values must all hold."""
-
-    name: str | None = None
-    redirect_uri: str | None = None
-    redirect_host: str | None = None
-    grant_types: Sequence[str] = ()
-    source: str | None = None
-    status: str = "active"
-    flags: Sequence[str] = ()
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    last_activity_before: datetime | None = None
-    has_active_grants: bool | None = None
-    family: str | None = None
-    needs_review: bool | None = None
-    client_key: str | None = None
-    revoked_after: datetime | None = None
-
-
-class Cursors(Struct, frozen=True):
-    """Those of a page: of the next one and of the one before, where there is one."""
-
-    next_cursor: str | UnsetType
-    previous_cursor: str | UnsetType
-
-
-class Where:
-    """Conditions and the parameters that they need."""
-
-    def __init__(self, parameters: list[object] | None = None) -> None:
-        self.parameters: list[object] = [] if parameters is None else parameters
-        self._conditions: list[str] = []
-
-    def add(self, condition: str, *values: object) -> None:
-        """A condition in which each `{}` stands for a value."""
-        self._conditions.append(condition.format(*(self.parameter(each) for each in values)))
-
-    def parameter(self, value: object) -> str:
-        """The place of a value."""
-        self.parameters.append(value)
-        return f"${len(self.parameters)}"
-
-    def __str__(self) -> str:
-        return " AND ".join(f"({each})" for each in self._conditions) or "true"
-
-
-class Walk(Struct, frozen=True):
-    """Which way a page goes, and from where: behind the cursor of one, or before it."""
-
-    place: Place | None
-    descending: bool
 
     @property
-    def backward(self) -> bool:
-        """Whether its rows come in the other order than they are shown in."""
-        return self.place is not None and self.place.backward
+    def column(self) -> str:
+        """What is sorted by, of that table."""
+        return self.sort.expression.partition(".")[2]
 
-    @property
-    def direction(self) -> str:
+    def by(self, row: str) -> str:
         """As `ORDER BY` has it."""
-        return "DESC" if self.descending else "ASC"
+        return f"{row}.{self.column} {self.way.direction}, {row}.registered_position {self.way.direction}"
 
-    def begin(self, where: Where, sort: Sort, tie: str, tie_type: str) -> None:
-        """Only what lies behind the cursor. Sorted values travel as text: exact for every type here."""
-        if self.place is not None:
-            compare = "<" if self.descending else ">"
-            where.add(
-                f"({sort.expression}, {tie}) {compare} ({{}}::text::{sort.type}, {{}}::text::{tie_type})",
-                self.place.value,
-                self.place.tie,
-            )
-
-    def turned(self, rows: list[Row], order: str, paging: Paging, since: str) -> tuple[list[Row], Cursors]:
-        """Rows as they are shown, without the one too many, and their cursors."""
-        more, rows = len(rows) > paging.limit, rows[: paging.limit]
-        if self.backward:
-            rows.reverse()
-
-        def at(row: Row, *, backward: bool) -> str:
-            return cursors.encode(Place(order, row["sorted_value"], row["sorted_tie"], since, backward), paging.key)
-
-        # On the side that this page was come to from there was a page.
-        has_next, has_previous = (True, more) if self.backward else (more, self.place is not None)
-        return rows, Cursors(
-            at(rows[-1], backward=False) if rows and has_next else UNSET,
-            at(rows[0], backward=True) if rows and has_previous else UNSET,
-        )
-
-
-def walk(paging: Paging, order: str) -> Walk:
-    """The way of a page. Raises `cursors.InvalidCursor`."""
-    place = None if paging.cursor is None else cursors.decode(paging.cursor, paging.key, order=order)
-    backward = place is not None and place.backward
-    return Walk(place, paging.sort.startswith("-") != backward)
+    def place(self, row: str) -> str:
+        """What cursors have of a row."""
+        return f"{row}.{self.column}::text AS sorted_value, {row}.registered_position::text AS sorted_tie"
 
 
 async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) -> tuple[list[str], Cursors]:
     """The keys of a page's clients, in its order. Raises `cursors.InvalidCursor`."""
-    order = f"clients {paging.sort}"
-    way = walk(paging, order)
+    name = f"clients {paging.sort}"
     sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
     if sort.expression == "l.created_at" and (traits.TIMELY_FLAG in wanted.flags or wanted.has_active_grants):
         sort = Sort("s.created_at", sort.type)  # there is an index of those alone, in this order
-    of = sort.expression[0]
-    since = None if wanted.revoked_after is None else await position_after(connection, wanted.revoked_after)
-    rows = None
-    if wanted.family is None and wanted.client_key is None and wanted.revoked_after is None:
-        rows = await _along(connection, wanted, way, sort, of, paging.limit + 1)
-        if rows is None:
-            rows = await _by_index(connection, wanted, way, sort, of, paging.limit + 1, since, most=SORTED)
-        if rows is None:
-            # Many pass, and none of the first: those are new, perhaps, and all alike. The others are not far behind.
-            rows = await _along(connection, wanted, way, sort, of, paging.limit + 1, times=FARTHER)
-    if rows is None:
-        rows = await _by_index(connection, wanted, way, sort, of, paging.limit + 1, since)
-    assert rows is not None
-    rows, around = way.turned(rows, order, paging, "")
+    of: Of = "l" if sort.expression.startswith("l.") else "s"
+    order = _Order(sort, of, walk(paging, name), paging.limit + 1)
+    rows, around = order.way.turned(await _rows(connection, wanted, order), name, paging, "")
     return [each["client_key"] for each in rows], around
 
 
+async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
+    if wanted.asks_of_others:
+        return await _among_all(connection, wanted, order)
+    if wanted.name is None and not wanted.asks_of_redirects:
+        rows = await _along(connection, wanted, order, {}, LOOKED_AT)
+        if rows is not None:
+            return rows
+    held = await _held(connection, wanted, order)
+    by = min(held, key=lambda each: held[each].most)
+    if held[by].clients == 0:
+        return []
+    if wanted.name is not None and order.column == "name":
+        return await _along_names(connection, wanted, order)
+    if held[by].most > FEW:
+        rows = await _along(connection, wanted, order, held, LOOKED_AT, FARTHER * LOOKED_AT)
+        if rows is not None:
+            return rows
+    if held[by].most <= SORTED:
+        return await _found(connection, wanted, order, by, held)
+    if order.of == "l" and not wanted.asks_of_standing:
+        return await _along_listed(connection, wanted, order, None, held)
+    return await _among_all(connection, wanted, order)
+
+
 async def _along(
-    connection: AnyConnection, wanted: ClientFilter, way: Walk, sort: Sort, of: str, limit: int, *, times: int = 1
+    connection: AnyConnection, wanted: ClientFilter, order: _Order, held: Mapping[By, Held], *looked_at: int
 ) -> list[Row] | None:
-    """The first that pass, of so many rows along the order. None where too few of these do."""
-    inside = _on_the_way(wanted, way, sort, of)
-    where = Where(inside.parameters)
-    _conditions(where, wanted, of, None)
-    both = _tables(where, of) == "ls"
-    direction = f"{sort.expression} {way.direction}, {of}.registered_position {way.direction}"
-    rows = await connection.fetch(
-        f"""
-        SELECT {of}.client_key, ({sort.expression})::text AS sorted_value,
-            {of}.registered_position::text AS sorted_tie
-        FROM (
-            SELECT * FROM {_TABLES[of]} {of} WHERE {inside} ORDER BY {direction}
-            LIMIT {times * (LOOKED_AT_BESIDE if both else LOOKED_AT)}
-        ) {of} {_BESIDE[of] if both else ""}
-        WHERE {where} ORDER BY {direction} LIMIT {where.parameter(limit)}
-        """,
-        *where.parameters,
-    )
-    return rows if len(rows) == limit else None
+    """The first that pass of so many rows along the order, or of so many; None where too few of these do."""
+    along = _along_listed if order.of == "l" else _along_standings
+    for most in looked_at:
+        rows = await along(connection, wanted, order, most, held)
+        if len(rows) == order.limit:
+            return rows
+    return None
 
 
-async def _by_index(
+async def _along_listed(
     connection: AnyConnection,
     wanted: ClientFilter,
-    way: Walk,
-    sort: Sort,
-    of: str,
-    limit: int,
-    since: int | None,
-    *,
-    most: int | None = None,
-) -> list[Row] | None:
-    """All that pass, found by what they have, and the first of them: no plan for this goes along the order.
-
-    None where more than `most` pass: to find and sort those takes longer than going on along the order.
+    order: _Order,
+    looked_at: int | None,
+    held: Mapping[By, Held],
+) -> list[Row]:
+    """The first that pass of so many rows along the order, by an index alone; None: of all."""
+    inside = _on_the_way(wanted, order)
+    where = Where(inside.parameters)
+    _of_listed(where, wanted)
+    walked = f"""
+        SELECT {_NARROW} FROM (
+            SELECT {_NARROW} FROM listed l WHERE {inside} ORDER BY {order.by("l")}
+            {"OFFSET 0" if looked_at is None else f"LIMIT {looked_at}"}
+        ) l
     """
-    where = _on_the_way(wanted, way, sort, of)
-    _conditions(where, wanted, of, since, by_index=True)
-    rows = await connection.fetch(
+    if wanted.asks_of_redirects:
+        walked += _redirects(where, wanted, held)
+    far = looked_at is None or looked_at > LOOKED_AT
+    passing = LOOKED_AT_BESIDE * (FARTHER if far else 1) if wanted.asks_of_standing else order.limit
+    rows = f"{walked} WHERE {where} ORDER BY {order.by('l')} LIMIT {passing}"
+    return await _with_keys(connection, wanted, order, rows, Where(inside.parameters))
+
+
+async def _along_standings(
+    connection: AnyConnection,
+    wanted: ClientFilter,
+    order: _Order,
+    looked_at: int,
+    held: Mapping[By, Held],
+) -> list[Row]:
+    """The same along an order of `standings`: row by row where `listed` has to be asked, too."""
+    inside = _on_the_way(wanted, order)
+    where = Where(inside.parameters)
+    filters.of_standing(where, wanted)
+    filters.of_status(where, wanted)
+    filters.of_time(where, wanted, "s")
+    listed = Where(inside.parameters)
+    passing, beside = order.limit, ""
+    if wanted.name is not None or wanted.asks_of_redirects or filters.asks_of_traits(wanted):
+        passing = LOOKED_AT_BESIDE * looked_at // LOOKED_AT
+        _of_listed(listed, wanted)
+        if wanted.asks_of_redirects:
+            beside = _redirects(listed, wanted, held)
+    return await connection.fetch(
         f"""
-        SELECT client_key, sorted::text AS sorted_value, tie::text AS sorted_tie, count(*) OVER () AS found
+        SELECT l.client_key, {order.place("s")}
         FROM (
-            SELECT {of}.client_key, {sort.expression} AS sorted, {of}.registered_position AS tie
-            FROM {_FROM[_tables(where, of)]} WHERE {where}
-            {"OFFSET 0" if most is None else f"LIMIT {most + 1}"}
-        ) found
-        ORDER BY sorted {way.direction}, tie {way.direction} LIMIT {where.parameter(limit)}
+            SELECT * FROM (
+                SELECT * FROM standings s WHERE {inside} ORDER BY {order.by("s")} LIMIT {looked_at}
+            ) s
+            WHERE {where} ORDER BY {order.by("s")} LIMIT {passing}
+        ) s
+        CROSS JOIN LATERAL ({_LISTED_OF_STANDING} OFFSET 0) l {beside}
+        WHERE {listed} ORDER BY {order.by("s")} LIMIT {order.limit}
+        """,
+        *inside.parameters,
+    )
+
+
+async def _along_names(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
+    """The same in the order of names: one name after the other of those that are asked for."""
+    inside = _on_the_way(wanted, order)
+    names = _texts(wanted, "names", inside.parameters)
+    if order.way.place is not None:
+        names.add(f"l.name {'<=' if order.way.descending else '>='} {{}}", order.way.place.value)
+    where = Where(inside.parameters)
+    _of_listed(where, wanted)
+    beside = _looked_up(where, wanted) if wanted.asks_of_redirects else ""
+    most = "OFFSET 0" if wanted.asks_of_standing else f"LIMIT {order.limit}"
+    rows = f"""
+        SELECT l.* FROM (SELECT DISTINCT l.name FROM names l WHERE {names}) d CROSS JOIN LATERAL (
+            SELECT {_NARROW} FROM listed l {beside} WHERE l.name = d.name AND {inside} AND {where}
+            ORDER BY l.registered_position {order.way.direction} {most}
+        ) l
+        ORDER BY d.name {order.way.direction}, l.registered_position {order.way.direction} {most}
+    """
+    return await _with_keys(connection, wanted, order, rows, Where(inside.parameters))
+
+
+async def _found(
+    connection: AnyConnection, wanted: ClientFilter, order: _Order, by: By, held: Mapping[By, Held]
+) -> list[Row]:
+    """All that pass, found by one thing that few have, and the first of them."""
+    inside = _on_the_way(wanted, order)
+    first = Where(inside.parameters)
+    where = Where(inside.parameters)
+    _of_listed(where, wanted)
+    beside = _looked_up(where, wanted) if wanted.asks_of_redirects else ""
+    match by:
+        case "names":
+            source = f"unnest({first.parameter(held[by].texts)}::text[]) d (name)"
+            source += " CROSS JOIN LATERAL (SELECT * FROM listed o WHERE o.name = d.name OFFSET 0) l"
+        case "redirections":
+            source = f"unnest({first.parameter(held[by].texts)}::uuid[]) d (redirects_key)"
+            source += " CROSS JOIN LATERAL (SELECT * FROM listed o WHERE o.redirects_key = d.redirects_key OFFSET 0) l"
+        case "time":
+            filters.of_time(first, wanted, "l")
+            source = f"(SELECT * FROM listed l WHERE {first} OFFSET 0) l"
+        case "traits":
+            filters.of_labels(first, wanted)
+            source = f"(SELECT * FROM listed l WHERE {first} OFFSET 0) l"
+        case "standings":
+            filters.of_standing(first, wanted)
+            source = f"""(SELECT * FROM standings s WHERE {first} OFFSET 0) s
+                CROSS JOIN LATERAL ({_LISTED_OF_STANDING} OFFSET 0) l"""
+    rows = f"SELECT {_NARROW} FROM {source} {beside} WHERE {where}"
+    if order.of == "s" or wanted.asks_of_standing:
+        return await _with_keys(connection, wanted, order, f"{rows} OFFSET 0", inside)
+    rows += f" AND {inside} ORDER BY {order.by('l')} LIMIT {order.limit}"
+    return await _with_keys(connection, wanted, order, rows, Where(inside.parameters))
+
+
+async def _with_keys(
+    connection: AnyConnection, wanted: ClientFilter, order: _Order, rows: str, where: Where
+) -> list[Row]:
+    """The first of these rows of `listed` whose `standings` are as asked for."""
+    beside = ""
+    if order.of == "s" or wanted.asks_of_standing:
+        filters.of_standing(where, wanted)
+        beside = _STANDING_OF_KEY
+    return await connection.fetch(
+        f"""
+        SELECT k.client_key, {order.place(order.of)} FROM ({rows}) l {_KEY} {beside}
+        WHERE {where} ORDER BY {order.by(order.of)} LIMIT {order.limit}
         """,
         *where.parameters,
     )
-    return None if most is not None and rows and rows[0]["found"] > most else rows
+
+
+async def _among_all(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
+    """The same by whichever way Postgres takes."""
+    where = _on_the_way(wanted, order)
+    source = _BOTH if order.of == "s" or wanted.asks_of_standing else "listed l"
+    source += await _of_all(connection, where, wanted, order.of)
+    return await connection.fetch(
+        f"""
+        SELECT client_key, {order.place("f")}
+        FROM (SELECT {order.of}.* FROM {source} WHERE {where} OFFSET 0) f
+        ORDER BY {order.by("f")} LIMIT {order.limit}
+        """,
+        *where.parameters,
+    )
+
+
+async def _of_all(connection: AnyConnection, where: Where, wanted: ClientFilter, of: Of) -> str:
+    """All that is asked for, of a row of each table; and what is to be looked at beside."""
+    _of_listed(where, wanted)
+    beside = _looked_up(where, wanted) if wanted.asks_of_redirects else ""
+    filters.of_standing(where, wanted)
+    since = None if wanted.revoked_after is None else await position_after(connection, wanted.revoked_after)
+    filters.of_others(where, wanted, of, since)
+    return beside
+
+
+async def _held(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> dict[By, Held]:
+    """How many clients have each of the things that are asked for."""
+    held: dict[By, Held] = {"traits": Held(await _of_tallies(connection, wanted))}
+    if wanted.name is not None:
+        held["names"] = await _having(connection, wanted, "names")
+    if wanted.asks_of_redirects:
+        held["redirections"] = await _having(connection, wanted, "redirections")
+    where = Where()
+    if wanted.asks_of_time and order.column != "created_at":
+        filters.of_time(where, wanted, "l")
+        held["time"] = Held(await _few(connection, f"listed l WHERE {where}", where, most=SORTED))
+    where = Where()
+    if wanted.asks_of_standing:
+        filters.of_standing(where, wanted)
+        held["standings"] = Held(await _few(connection, f"standings s WHERE {where}", where, most=SORTED))
+    return held
+
+
+async def _having(connection: AnyConnection, wanted: ClientFilter, table: Texts) -> Held:
+    """Which texts are those asked for, and how many clients have them, unless those are many."""
+    where = _texts(wanted, table)
+    rows = await connection.fetch(
+        f"SELECT l.{_TEXT[table]} AS text, l.clients FROM {table} l WHERE {where} LIMIT {TEXTS + 1}",
+        *where.parameters,
+    )
+    if len(rows) > TEXTS:
+        return Held(None)
+    return Held(sum(each["clients"] for each in rows), list({each["text"] for each in rows}))
+
+
+async def _few(connection: AnyConnection, source: str, where: Where, *, most: int) -> int | None:
+    """How many there are, unless they are more."""
+    count = await connection.fetchval(
+        f"SELECT count(*) FROM (SELECT FROM {source} LIMIT {most + 1}) t", *where.parameters
+    )
+    return None if count > most else count
+
+
+async def _of_tallies(connection: AnyConnection, wanted: ClientFilter) -> int:
+    where = Where()
+    filters.of_traits(where, wanted)
+    return await _sum(connection, "tallies", where)
+
+
+async def _sum(connection: AnyConnection, table: str, where: Where) -> int:
+    query = f"SELECT coalesce(sum(l.clients), 0)::bigint FROM {table} l WHERE {where}"
+    return cast("int", await connection.fetchval(query, *where.parameters))
+
+
+def _texts(wanted: ClientFilter, table: Texts, parameters: list[object] | None = None) -> Where:
+    """Those that are asked for, of clients with the traits that are asked for."""
+    where = Where(parameters)
+    if table == "names":
+        filters.of_name_by_index(where, wanted)
+    else:
+        filters.of_redirects(where, wanted, "l")
+    filters.of_traits(where, wanted)
+    return where
 
 
 async def total(connection: AnyConnection, wanted: ClientFilter) -> int:
     """How many there are: from the smallest table, or index, that has all that is asked for."""
-    since = None if wanted.revoked_after is None else await position_after(connection, wanted.revoked_after)
-    host = _host(wanted)
-    common = host is not None and await _is_common(connection, host)
-    if wanted.redirect_uri is None and not common:
-        return await _counted(connection, wanted, since)
-    # What an index holds of redirects is all that most clients have.
-    alone = structs.replace(wanted, redirect_uri=None, redirect_host=None if common else wanted.redirect_host)
-    short = Where()
-    if wanted.redirect_uri is not None:
-        short.add("l.short_redirects LIKE {}", _pattern(wanted.redirect_uri))
-        if "\n" in wanted.redirect_uri:
-            short.add("false")
-    if host is not None and common:
-        short.add("l.hosts LIKE {}", _pattern(f"\n{host}\n"))
-    long = Where()
-    long.add("l.short_redirects IS NULL")
-    return await _counted(connection, alone, since, short) + await _counted(connection, wanted, since, long)
+    if wanted.asks_of_others:
+        return await _counted_among_all(connection, wanted)
+    texts = (wanted.name is not None) + wanted.asks_of_redirects
+    if wanted.asks_of_standing:
+        if texts or filters.asks_of_traits(wanted):
+            return await _counted(connection, wanted)
+        return await _counted_of_standings(connection, wanted)
+    if wanted.asks_of_time or texts > 1:
+        return await _counted(connection, wanted)
+    if texts:
+        table: Texts = "redirections" if wanted.name is None else "names"
+        return await _sum(connection, table, _texts(wanted, table))
+    return await _of_tallies(connection, wanted)
 
 
-async def _counted(
-    connection: AnyConnection, wanted: ClientFilter, since: int | None, more: Where | None = None
-) -> int:
-    for of in ("l", "s") if more is None else ("l",):
-        where = Where() if more is None else more
-        if of == "s":
-            where.add("s.registered_position IS NOT NULL")
-        _conditions(where, wanted, of, since, counted=True)
-        tables = _tables(where, of)
-        if tables == of:
-            break
-    query = f"SELECT count(*) FROM {_FROM[tables]} WHERE {where}"
-    if tables == "l" and _only_traits(where):
-        query = f"SELECT coalesce(sum(l.clients), 0)::bigint FROM tallies l WHERE {where}"
-    return cast("int", await connection.fetchval(query, *where.parameters))
+async def _counted_of_standings(connection: AnyConnection, wanted: ClientFilter) -> int:
+    """By an index of `standings` alone: those that are asked for or, where these are less, all others of the status."""
+    where = Where()
+    where.add("s.registered_position IS NOT NULL")
+    asked = (wanted.has_active_grants is not None) + (wanted.last_activity_before is not None)
+    if asked == 1 and traits.TIMELY_FLAG not in wanted.flags and not wanted.asks_of_time:
+        others = Where()
+        others.add("s.registered_position IS NOT NULL")
+        if wanted.last_activity_before is not None:
+            others.add("s.last_activity_at >= {}", wanted.last_activity_before)
+            filters.of_status(others, wanted)
+            count = await _few(connection, f"standings s WHERE {others}", others, most=OTHERS)
+        elif not wanted.has_active_grants:
+            in_use = structs.replace(wanted, has_active_grants=True)
+            count = await _counted_of_standings(connection, in_use)
+        else:
+            count = None
+        if count is not None:
+            return await _of_tallies(connection, wanted) - count
+    filters.of_standing(where, wanted)
+    filters.of_status(where, wanted)
+    filters.of_time(where, wanted, "s")
+    return await _count(connection, "standings s", where)
 
 
-async def _is_common(connection: AnyConnection, label: str) -> bool:
-    """Whether more than a twentieth of all clients have it, as far as Postgres knows."""
-    share = await connection.fetchval(
+async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
+    """By indexes alone, as far as they go; from the names that are asked for, unless many have one of these."""
+    where = Where()
+    source = "listed l"
+    if wanted.name is not None:
+        names = _texts(wanted, "names")
+        having = await _sum(connection, "names", names)
+        if having * SHARE < await _sum(connection, "tallies", Where()):
+            where = Where(names.parameters)
+            source = f"(SELECT DISTINCT l.name FROM names l WHERE {names}) d JOIN listed l ON l.name = d.name"
+        else:
+            filters.of_name(where, wanted)
+    elif wanted.asks_of_redirects:
+        having = await _sum(connection, "redirections", _texts(wanted, "redirections"))
+    else:
+        having = await _of_tallies(connection, wanted)
+        if having <= SORTED:
+            filters.of_labels(where, wanted)
+    filters.of_traits(where, wanted)
+    filters.of_time(where, wanted, "l")
+    if wanted.asks_of_redirects:
+        redirects = Where(where.parameters)
+        filters.of_redirects(redirects, wanted)
+        # Where few have a name, theirs are looked up; where many have it, all that are asked for are remembered, or all
+        # others, whichever are less.
+        others = having > SORTED and await _are_most(connection, wanted)
+        fit = f"NOT ({redirects})" if others else str(redirects)
+        fence = "OFFSET 0" if having > SORTED else ""
+        source += f"""
+            {"LEFT" if others else ""} JOIN (
+                SELECT r.redirects_key, r.traits FROM redirections r WHERE {fit} {fence}
+            ) r ON r.redirects_key = l.redirects_key AND r.traits = l.traits
         """
-        SELECT most_common_elem_freqs[array_position(most_common_elems::text::text[], $1)] FROM pg_stats
-        WHERE schemaname = current_schema() AND tablename = 'listed' AND attname = 'labels'
-        """,
-        label,
-    )
-    return share is not None and share > COMMON
+        if others:
+            where.add("r.redirects_key IS NULL")
+    if wanted.asks_of_standing and having <= SORTED:
+        source += _KEY + _STANDING_OF_KEY
+        filters.of_standing(where, wanted)
+    elif wanted.asks_of_standing:
+        standing = Where(where.parameters)
+        filters.of_standing(standing, wanted)
+        source += f"""
+            JOIN (SELECT s.registered_position FROM standings s WHERE {standing} OFFSET 0) s USING (registered_position)
+        """
+    return await _count(connection, source, where)
 
 
-_TABLES: Final = {"l": "listed", "s": "standings"}
-_FROM: Final = {
-    "l": "listed l",
-    "s": "standings s",
-    # Each table is found from the other by its own key.
-    "ls": "listed l JOIN standings s ON s.client_key = l.client_key AND s.registered_position = l.registered_position",
-}
-_BESIDE: Final = {
-    "l": "CROSS JOIN LATERAL (SELECT * FROM standings o WHERE o.client_key = l.client_key OFFSET 0) s",
-    "s": "CROSS JOIN LATERAL (SELECT * FROM listed o WHERE o.registered_position = s.registered_position OFFSET 0) l",
-}
-"""The other table's row, for one row after the other."""
+async def _are_most(connection: AnyConnection, wanted: ClientFilter) -> bool:
+    """Whether most of the redirects are those asked for, by a sample of them: it is only about which way is faster."""
+    where = Where()
+    filters.of_redirects(where, wanted)
+    query = f"SELECT count(*) FILTER (WHERE {where}) * 2 > count(*) FROM redirections r TABLESAMPLE SYSTEM (1)"
+    return bool(await connection.fetchval(query, *where.parameters))
 
 
-def _tables(where: Where, of: str) -> str:
-    said = str(where)
-    return "".join(each for each in "ls" if each == of or re.search(rf"\b{each}\.", said))
+async def _counted_among_all(connection: AnyConnection, wanted: ClientFilter) -> int:
+    where = Where()
+    source = _BOTH if wanted.asks_of_standing else "listed l"
+    source += await _of_all(connection, where, wanted, "l")
+    return await _count(connection, source, where)
 
 
-def _on_the_way(wanted: ClientFilter, way: Walk, sort: Sort, of: str) -> Where:
+async def _count(connection: AnyConnection, source: str, where: Where) -> int:
+    return cast("int", await connection.fetchval(f"SELECT count(*) FROM {source} WHERE {where}", *where.parameters))
+
+
+def _on_the_way(wanted: ClientFilter, order: _Order) -> Where:
     """The stretch of the order in which a page lies, as far as the order's index can tell."""
     where = Where()
-    way.begin(where, sort, f"{of}.registered_position", "bigint")
+    order.way.begin(where, order.sort, f"{order.of}.registered_position", "bigint")
     never_used = traits.TIMELY_FLAG in wanted.flags
-    if of == "s":
+    if order.of == "s":
         where.add("s.registered_position IS NOT NULL")
-    if sort.expression.endswith(".created_at"):
-        _created(where, wanted, of)
-        if of == "s":  # for an index of those alone
-            where.add(_NEVER_USED if never_used else "s.active_grants > 0")
-    elif sort.expression == "s.last_activity_at":
-        if wanted.last_activity_before is not None:
-            where.add("s.last_activity_at < {}", wanted.last_activity_before)
-        if never_used:
-            where.add("s.last_activity_at = '-infinity'")
-    elif sort.expression == "s.active_grants":
-        if wanted.status in {"suspended", "deleted"}:
-            where.add("s.active_grants = 0")
-        if wanted.has_active_grants is not None:
-            where.add("s.active_grants > 0" if wanted.has_active_grants else "s.active_grants = 0")
+    match order.sort.expression:
+        case "l.created_at":
+            filters.of_time(where, wanted, "l")
+        case "s.created_at":  # in an index of those alone
+            filters.of_time(where, wanted, "s")
+            where.add(filters.NEVER_USED if never_used else "s.active_grants > 0")
+        case "s.last_activity_at":
+            if wanted.last_activity_before is not None:
+                where.add("s.last_activity_at < {}", wanted.last_activity_before)
+            if never_used:
+                where.add("s.last_activity_at = '-infinity'")
+        case "s.active_grants":
+            if wanted.status in {"suspended", "deleted"}:
+                where.add("s.active_grants = 0")
+            if wanted.has_active_grants is not None:
+                where.add("s.active_grants > 0" if wanted.has_active_grants else "s.active_grants = 0")
+        case _:
+            pass
     return where
 
 
-_NEVER_USED: Final = f"""
-    s.last_granted_at = '-infinity' AND s.last_activity_at = '-infinity'
-    AND s.created_at < now() - interval '{flags.NEVER_USED_DAYS} days'
+def _of_listed(where: Where, wanted: ClientFilter) -> None:
+    """What is asked of a row `l`, but for its redirects."""
+    filters.of_traits(where, wanted)
+    filters.of_time(where, wanted, "l")
+    filters.of_name(where, wanted)
+
+
+def _looked_up(where: Where, wanted: ClientFilter) -> str:
+    """The redirects of rows `l`, one row after the other, where they are asked for; that they are those is added."""
+    redirects = Where(where.parameters)
+    filters.of_redirects(redirects, wanted)
+    where.add("r.fit")
+    # Beside, and not among the conditions, so that Postgres remembers them: clients of a flood are alike.
+    return f"""
+        CROSS JOIN LATERAL (
+            SELECT ({redirects}) AS fit FROM redirections r WHERE r.redirects_key = l.redirects_key LIMIT 1
+        ) r
+    """
+
+
+def _redirects(where: Where, wanted: ClientFilter, held: Mapping[By, Held]) -> str:
+    """The same, or that they are among those asked for, where these are known."""
+    known = held["redirections"].texts
+    if known is None:
+        return _looked_up(where, wanted)
+    where.add("l.redirects_key = ANY({}::uuid[])", known)
+    return ""
+
+
+_BOTH: Final = (
+    "listed l JOIN standings s ON s.client_key = l.client_key AND s.registered_position = l.registered_position"
+)
+"""Each is found from the other by its own key."""
+_LISTED_OF_STANDING: Final = "SELECT * FROM listed o WHERE o.registered_position = s.registered_position"
+_TEXT: Final = {"names": "name", "redirections": "redirects_key"}
+_NARROW: Final = "l.registered_position, l.created_at, l.traits, l.name, l.redirects_key"
+"""What indexes of `listed` have."""
+_KEY: Final = """
+    CROSS JOIN LATERAL (
+        SELECT o.client_key FROM listed o WHERE o.registered_position = l.registered_position OFFSET 0
+    ) k
 """
-
-
-def _created(where: Where, wanted: ClientFilter, of: str) -> None:
-    if wanted.created_after is not None:
-        where.add(f"{of}.created_at > {{}}", wanted.created_after)
-    if wanted.created_before is not None:
-        where.add(f"{of}.created_at < {{}}", wanted.created_before)
-
-
-def _conditions(  # noqa: C901, PLR0912  one filter after the other
-    where: Where,
-    wanted: ClientFilter,
-    of: str,
-    since: int | None,
-    *,
-    by_index: bool = False,
-    counted: bool = False,
-) -> None:
-    """The conditions, on table `of` where both have it: as an index finds them, or as they are looked at fastest."""
-    labels = _labels(wanted, by_index=by_index)
-    known = [each for each in (*wanted.flags, *(f"grant:{each}" for each in wanted.grant_types)) if each in _TRAITS]
-    if wanted.source is not None and f"source:{wanted.source}" in _TRAITS:
-        known.append(f"source:{wanted.source}")
-    if not by_index:
-        if known:
-            where.add(traits.has(*known))
-        if wanted.source is not None and f"source:{wanted.source}" not in _TRAITS:
-            where.add(traits.lacks("source:cimd", "source:manual"))
-    if wanted.needs_review is not None:
-        if by_index and wanted.needs_review:
-            where.add("l.labels && {}", list(flags.TO_REVIEW))
-        else:
-            where.add((traits.has_any if wanted.needs_review else traits.lacks)(*flags.TO_REVIEW))
-    if labels:
-        where.add("l.labels @> {}", labels)
-    if traits.TIMELY_FLAG in wanted.flags:
-        where.add(f"{of}.status <> 'deleted'")
-        where.add(_NEVER_USED)
-    if wanted.name is not None:
-        _part(where, wanted.name.casefold(), by_index=by_index)
-    if wanted.redirect_uri is not None:
-        where.add("l.redirects LIKE {}", _pattern(wanted.redirect_uri))
-        if "\n" in wanted.redirect_uri:
-            where.add("false")  # no URI has a line break, and nothing may be found across two
-    # Of the two `listed` alone has an index by it; of clients never used, and of those in use, `standings` has one.
-    narrow = traits.TIMELY_FLAG in wanted.flags or (of == "s" and wanted.has_active_grants)
-    _created(where, wanted, "l" if by_index and not narrow else of)
-    if wanted.last_activity_before is not None:
-        where.add("s.last_activity_at < {}", wanted.last_activity_before)
-    if wanted.has_active_grants is not None:
-        where.add("s.active_grants > 0" if wanted.has_active_grants else "s.active_grants = 0")
-    if wanted.client_key is not None:
-        where.add(_AMONG[of].format("c.client_key = {}"), wanted.client_key)
-    if wanted.family is not None:
-        where.add(_AMONG[of].format("c.family = {}"), wanted.family)
-    if wanted.revoked_after is not None:
-        if since is None:
-            where.add("false")
-        else:
-            where.add(_AMONG[of].format(_CUT_OFF_SINCE), since, since)
-    if counted and of == "l" and _only_traits(where):
-        where.add(_COUNTED_STATES[wanted.status])
-    elif wanted.has_active_grants and wanted.status in {"active", "any"}:
-        pass  # those of others are none
-    elif wanted.status != "any" and not (by_index and wanted.status != "active"):
-        where.add(f"{of}.status = {{}}", wanted.status)
-
-
-def _only_traits(where: Where) -> bool:
-    return set(re.findall(r"\b[ls]\.\w+", str(where))) <= {"l.traits"}
-
-
-_TRAITS: Final = traits.CONDITIONS
-_COUNTED_STATES: Final[Mapping[str, str]] = {
-    "active": traits.lacks("suspended", "deleted"),
-    "suspended": f"{traits.has('suspended')} AND {traits.lacks('deleted')}",
-    "deleted": traits.has("deleted"),
-    "any": "true",
-}
-_AMONG: Final = {
-    "l": "l.registered_position IN (SELECT c.registered_position FROM clients c WHERE {})",
-    "s": "s.client_key IN (SELECT c.client_key FROM clients c WHERE {})",
-}
-"""What only `clients` knows. It is asked for the few that have it."""
-
-
-def _labels(wanted: ClientFilter, *, by_index: bool) -> list[str]:
-    """The labels that a client must have; of those that `traits` has, only where it is to be found by them."""
-    found = [each for each in wanted.flags if each != traits.TIMELY_FLAG]
-    found += [f"grant:{each}" for each in wanted.grant_types]
-    found = [each for each in found if by_index or each not in _TRAITS]
-    if by_index and wanted.source is not None:
-        found.append(f"source:{wanted.source}")
-    if by_index and wanted.status in {"suspended", "deleted"}:
-        found.append(f"status:{wanted.status}")
-    host = _host(wanted)
-    return found if host is None else [*found, host]
-
-
-def _host(wanted: ClientFilter) -> str | None:
-    """The label of the host that is asked for."""
-    return None if wanted.redirect_host is None else f"host:{wanted.redirect_host.lower().strip('.').strip('[]')}"
-
-
-_TRIGRAM: Final = re.compile("[0-9A-Za-z]{3}")
-
-
-def _part(where: Where, name: str, *, by_index: bool) -> None:
-    """Names with this in them. Where an index is to find them that has no trigrams of it: by pairs of characters."""
-    if by_index and not _TRIGRAM.search(name):
-        # Not `LIKE`, which the index would be asked, too, and have to be read whole for.
-        where.add("pairs(l.name) @@ {}::text::tsquery AND strpos(l.name, {}) > 0", _pairs(name), name)
-    else:
-        where.add("l.name LIKE {}", _pattern(name))
-
-
-def _pattern(text: str) -> str:
-    """What `LIKE` is asked for any text with this one in it."""
-    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%{escaped}%"
-
-
-def _pairs(text: str) -> str:
-    """What asks for all pairs of characters of a text; of a single character, for those that it begins."""
-    pairs = [text[each : each + 2].replace("\\", "\\\\").replace("'", "''") for each in range(max(1, len(text) - 1))]
-    return " & ".join(f"'{each}'" for each in pairs) + (":*" if len(text) == 1 else "")
+_STANDING_OF_KEY: Final = "CROSS JOIN LATERAL (SELECT * FROM standings o WHERE o.client_key = k.client_key OFFSET 0) s"
 
 
 async def position_after(connection: AnyConnection, moment: datetime) -> int | None:
@@ -465,16 +532,3 @@ async def position_after(connection: AnyConnection, moment: datetime) -> int | N
         "SELECT position FROM events WHERE recorded_at >= $1 ORDER BY recorded_at, position LIMIT 1", moment
     )
     return position
-
-
-_CUT_OFF_SINCE: Final = """
-    c.client_key IN (
-        SELECT e.client_key FROM events e
-        WHERE e.position >= {} AND e.type IN ('grant.revoked', 'client.suspended', 'client.deleted')
-        UNION
-        SELECT g.client_key FROM cut_offs k JOIN grants g ON g.user_key = k.user_key
-        WHERE k.position >= {} AND g.issued_position < k.position AND g.lapses_at > k.recorded_at
-            AND (g.revoked_position IS NULL OR g.revoked_position > k.position)
-    )
-"""
-"""Clients that lost a grant by a revocation since, or were suspended or deleted."""

@@ -35,7 +35,9 @@ from grantbook.positions import Position
 from grantbook.sealed import Note, Sealed
 from projector import cursors, finding, traits
 from projector.db import AnyConnection
-from projector.finding import ClientFilter, Cursors, Paging, Sort, Where, position_after, walk
+from projector.filters import ClientFilter
+from projector.finding import position_after
+from projector.pages import Cursors, Paging, Sort, Where, walk
 
 MAX_HISTORY: Final = 1_000
 """Most entries of a client's history in one answer; of a longer one, the newest."""

@@ -41,40 +41,33 @@ CREATE TABLE clients (
 CREATE INDEX clients_by_family ON clients (family);
 CREATE INDEX clients_by_registered_family ON clients (registered_family, registered_position);
 
--- What filters and orders of the list look at, and nothing else: where many clients pass, all of it can be read. A row is
--- made anew, by `to_list`, whenever something of its client changes.
+-- What filters and orders of the list look at, and nothing else. A row is made anew, by `to_list`, whenever something of
+-- its client changes.
 CREATE TABLE listed (
     registered_position bigint PRIMARY KEY,
     client_key text NOT NULL,
     created_at timestamptz NOT NULL,
     traits integer NOT NULL,
-    status text NOT NULL,
     -- Folded, and no longer than an index can hold.
     name text NOT NULL,
-    redirects text NOT NULL,
-    labels text[] NOT NULL,
-    -- The redirects again, and the labels of their hosts, a line each: as far as an index can hold them.
-    short_redirects text,
-    hosts text
-    -- What the counting of lists reads is an index alone, where its pages are known to be seen by all.
+    -- Of `redirections`.
+    redirects_key uuid NOT NULL,
+    labels text[] NOT NULL
+    -- What is read along an order, and counted, are indexes alone, where pages of this are known to be seen by all.
 ) WITH (fillfactor = 90, autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE VIEW to_list AS
 SELECT
     c.registered_position, c.client_key, c.created_at, c.traits, g.status, left(c.client_name_folded, 600) AS name,
+    -- Whoever registers chooses the text, so its key must be one that nobody finds a second text for.
+    encode(substr(sha256(convert_to(c.redirect_text, 'UTF8')), 1, 16), 'hex')::uuid AS redirects_key,
     c.redirect_text AS redirects,
-    c.labels || CASE WHEN c.many_registrations THEN '{many_registrations}'::text[] ELSE '{}' END
+    ARRAY (SELECT substr(label, 6) FROM unnest(c.labels) AS label WHERE label LIKE 'host:%') AS hosts,
+    ARRAY (SELECT label FROM unnest(c.labels) AS label WHERE label NOT LIKE 'host:%')
+        || CASE WHEN c.many_registrations THEN '{many_registrations}'::text[] ELSE '{}' END
         || CASE WHEN c.new_redirect_host THEN '{new_redirect_host}'::text[] ELSE '{}' END
-        || CASE WHEN g.status = 'active' THEN '{}' ELSE ARRAY['status:' || g.status] END AS labels,
-    CASE WHEN h.fit THEN c.redirect_text END AS short_redirects, CASE WHEN h.fit THEN h.hosts END AS hosts
+        || CASE WHEN g.status = 'active' THEN '{}' ELSE ARRAY['status:' || g.status] END AS labels
 FROM clients c
-CROSS JOIN LATERAL (
-    SELECT hosts, octet_length(hosts) <= 1000 AND octet_length(c.redirect_text) <= 1000 AS fit
-    FROM (
-        SELECT coalesce(string_agg(E'\n' || label || E'\n', ''), '') AS hosts
-        FROM unnest(c.labels) AS label WHERE label LIKE 'host:%'
-    ) a
-) h
 CROSS JOIN LATERAL (
     SELECT CASE
         WHEN c.deleted_position IS NOT NULL THEN 'deleted'
@@ -82,6 +75,36 @@ CROSS JOIN LATERAL (
         ELSE 'active'
     END AS status
 ) g;
+
+CREATE INDEX listed_by_created_at ON listed (created_at, registered_position) INCLUDE (traits, name, redirects_key);
+CREATE INDEX listed_by_name ON listed (name, registered_position) INCLUDE (traits, created_at, redirects_key);
+CREATE INDEX listed_by_redirects ON listed (redirects_key, registered_position) INCLUDE (traits, created_at, name);
+CREATE INDEX listed_by_labels ON listed USING gin (labels);
+
+-- How many clients have just these traits; how many of each name; and of all that one redirects to. Agents are alike by
+-- the thousand, so these are small, however many clients there are: lists are counted by them, and texts looked for here.
+CREATE TABLE tallies (
+    traits integer PRIMARY KEY,
+    clients bigint NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE TABLE names (
+    name text NOT NULL,
+    traits integer NOT NULL,
+    clients bigint NOT NULL,
+    PRIMARY KEY (name, traits)
+) WITH (fillfactor = 80);
+
+CREATE TABLE redirections (
+    redirects_key uuid NOT NULL,
+    traits integer NOT NULL,
+    clients bigint NOT NULL,
+    -- A line each.
+    redirects text NOT NULL,
+    -- With their parent domains.
+    hosts text[] NOT NULL,
+    PRIMARY KEY (redirects_key, traits)
+) WITH (fillfactor = 80);
 
 -- Each character of a name with the one behind it: parts of one or two characters have no trigrams, and neither have
 -- those without letters of ASCII in a row, where the database's locale knows no others.
@@ -95,32 +118,44 @@ BEGIN
     RETURN array_to_tsvector(found);
 END $$;
 
-CREATE INDEX listed_by_created_at ON listed (created_at, registered_position);
-CREATE INDEX listed_by_name ON listed (name, registered_position) INCLUDE (status);
-CREATE INDEX listed_to_count ON listed (status) INCLUDE (short_redirects, hosts);
-CREATE INDEX listed_of_long_redirects ON listed (registered_position) WHERE short_redirects IS NULL;
-CREATE INDEX listed_to_find ON listed
-    USING gin (labels, name gin_trgm_ops, redirects gin_trgm_ops, pairs(name));
+CREATE INDEX names_to_find ON names USING gin (name gin_trgm_ops, pairs(name));
+CREATE INDEX redirections_to_find ON redirections USING gin (hosts, redirects gin_trgm_ops);
 
--- How many clients have just these traits: lists by traits alone are counted by it, however many clients there are.
-CREATE TABLE tallies (
-    traits integer PRIMARY KEY,
-    clients bigint NOT NULL
-) WITH (fillfactor = 50);
-
+CREATE TYPE tally_change AS (traits integer, name text, redirects_key uuid, change bigint);
+-- Rows of `redirections` must be there, with none: a client's row does not say the text. See `apply_log`.
 CREATE FUNCTION tally() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changes tally_change[];
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        INSERT INTO tallies AS t (traits, clients) SELECT traits, count(*) FROM after GROUP BY traits
-        ON CONFLICT (traits) DO UPDATE SET clients = t.clients + excluded.clients;
+        SELECT array_agg((traits, name, redirects_key, change)::tally_change) INTO changes FROM (
+            SELECT traits, name, redirects_key, count(*) AS change FROM after GROUP BY 1, 2, 3
+        ) c;
     ELSE
-        INSERT INTO tallies AS t (traits, clients)
-        SELECT traits, sum(change) FROM (
-            SELECT traits, -1 AS change FROM before UNION ALL SELECT traits, 1 FROM after
-        ) changes
-        GROUP BY traits HAVING sum(change) <> 0
-        ON CONFLICT (traits) DO UPDATE SET clients = t.clients + excluded.clients;
+        SELECT array_agg((traits, name, redirects_key, change)::tally_change) INTO changes FROM (
+            SELECT traits, name, redirects_key, sum(change) AS change FROM (
+                SELECT traits, name, redirects_key, -1 AS change FROM before
+                UNION ALL SELECT traits, name, redirects_key, 1 FROM after
+            ) b GROUP BY 1, 2, 3 HAVING sum(change) <> 0
+        ) c;
+    END IF;
+    IF changes IS NULL THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO tallies AS t (traits, clients)
+    SELECT traits, sum(change) FROM unnest(changes) GROUP BY 1 HAVING sum(change) <> 0
+    ON CONFLICT (traits) DO UPDATE SET clients = t.clients + excluded.clients;
+    INSERT INTO names AS t (name, traits, clients)
+    SELECT name, traits, sum(change) FROM unnest(changes) GROUP BY 1, 2 HAVING sum(change) <> 0
+    ON CONFLICT (name, traits) DO UPDATE SET clients = t.clients + excluded.clients;
+    UPDATE redirections t SET clients = t.clients + c.change
+    FROM (SELECT redirects_key, traits, sum(change) AS change FROM unnest(changes) GROUP BY 1, 2) c
+    WHERE t.redirects_key = c.redirects_key AND t.traits = c.traits AND c.change <> 0;
+    IF TG_OP = 'UPDATE' THEN
         DELETE FROM tallies WHERE clients = 0;
+        DELETE FROM names t USING unnest(changes) c WHERE t.name = c.name AND t.traits = c.traits AND t.clients = 0;
+        DELETE FROM redirections t USING unnest(changes) c
+        WHERE t.redirects_key = c.redirects_key AND t.traits = c.traits AND t.clients = 0;
     END IF;
     RETURN NULL;
 END $$;
@@ -148,9 +183,10 @@ CREATE TABLE standings (
     -- From the activity. Never used: '-infinity', so that it can be sorted by.
     last_activity_at timestamptz NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 70);
-CREATE INDEX standings_by_active_grants ON standings (active_grants, registered_position);
+CREATE INDEX standings_by_active_grants ON standings (active_grants, registered_position) INCLUDE (status);
 CREATE INDEX standings_with_grants ON standings (created_at, registered_position) WHERE active_grants > 0;
-CREATE INDEX standings_by_last_activity ON standings (last_activity_at, registered_position);
+CREATE INDEX standings_by_last_activity ON standings (last_activity_at, registered_position)
+    INCLUDE (status, created_at);
 CREATE INDEX standings_never_used ON standings (created_at, registered_position) INCLUDE (status)
     WHERE last_granted_at = '-infinity' AND last_activity_at = '-infinity';
 

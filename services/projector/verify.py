@@ -32,6 +32,8 @@ _KEYS: Final = {
     "clients": "client_key",
     "listed": "registered_position",
     "tallies": "traits",
+    "names": "name, traits",
+    "redirections": "redirects_key, traits",
     "redirect_hosts": "host",
     "standings": "client_key",
     "grants": "client_key, grant_key",

@@ -1,13 +1,19 @@
 """How clients are found: whichever way, it is what looking at each of them would give."""
 
-from typing import Final
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pytest
+from msgspec import Struct
 
 from grantbook.events import ClientMetadata, Event
 from projector import finding
 from projector.db import Connection
-from projector.finding import ClientFilter, Paging
+from projector.filters import ClientFilter
+from projector.pages import Paging
 from tests.projector import given
 from tests.projector.test_flags import apply
 
@@ -65,30 +71,138 @@ async def test_every_part_of_every_name_and_redirect_finds_all_that_have_it(data
             assert await found(database, wanted) == (set() if few is None else of_deep if few else of_any), host
 
 
-@pytest.mark.parametrize(("looked_at", "sorted_", "farther"), [(1, 1, 2), (4, 2, 2), (4, 2, 4), (1, 100, 1)])
+DAY: Final = timedelta(days=1)
+NOW: Final = given.now()
+
+
+class Known(Struct):
+    """A client as the model of a test knows it."""
+
+    key: str
+    name: str
+    redirects: tuple[str, ...]
+    at: datetime
+    status: str = "active"
+    grants: int = 0
+    used: datetime | None = None
+
+
+def happened(dice: random.Random) -> tuple[list[Event], list[Known]]:
+    """A register of some clients, most of the newest of which are alike, as those of a flood are."""
+    events: list[Event] = []
+    known: list[Known] = []
+    for number in range(40):
+        new = number > 25 and dice.random() < 0.8
+        name = "of the flood" if new else dice.choice(("old", "Older", "go", "another", ""))
+        redirects = ("https://flood.example/cb",) if new else dice.choice((LONG, *((each,) for each in REDIRECTS)))
+        at = NOW - (40 - number) * DAY
+        about = given.metadata(name or None, redirect_uris=redirects)
+        events.append(given.registered(f"c{number:02}", about, at=at))
+        client = Known(f"c{number:02}", name, redirects, at)
+        known.append(client)
+        for grant in range(dice.choice((0, 0, 1, 3))):
+            events.append(given.issued(client.key, f"g{grant}", "u"))
+            client.grants += 1
+        if dice.random() < 0.2:
+            client.status = dice.choice(("deleted", "suspended"))
+            client.grants = 0
+            events.append(given.deleted(client.key) if client.status == "deleted" else given.suspended(client.key))
+    return events, known
+
+
+def passes(client: Known, wanted: ClientFilter) -> bool:
+    """Whether a client is one of those asked for, by looking at it."""
+    hosts = {urlsplit(each).hostname or "" for each in client.redirects if each.startswith("https")}
+    return (
+        (wanted.name is None or wanted.name.casefold() in client.name.casefold())
+        and (wanted.redirect_uri is None or any(wanted.redirect_uri in each for each in client.redirects))
+        and (wanted.redirect_host is None or any(f".{each}".endswith(f".{wanted.redirect_host}") for each in hosts))
+        and wanted.status in {"any", client.status}
+        and (wanted.created_after is None or client.at > wanted.created_after)
+        and (wanted.created_before is None or client.at < wanted.created_before)
+        and (wanted.has_active_grants is None or (client.grants > 0) == wanted.has_active_grants)
+        and (wanted.last_activity_before is None or client.used is None or client.used < wanted.last_activity_before)
+    )
+
+
+ASKED: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"name": "old"},
+    {"name": "o", "status": "any"},
+    {"name": "of the flood"},
+    {"name": "none such"},
+    {"redirect_uri": "deep.agent"},
+    {"redirect_uri": "e", "status": "deleted"},
+    {"redirect_host": "agent.example"},
+    {"redirect_host": "example", "name": "o"},
+    {"redirect_host": "flood.example", "redirect_uri": "none such"},
+    {"name": "old", "redirect_uri": "https"},
+    {"name": "old", "has_active_grants": False},
+    {"name": "go", "has_active_grants": True, "status": "any"},
+    {"redirect_host": "agent.example", "last_activity_before": NOW - 5 * DAY},
+    {"status": "suspended"},
+    {"has_active_grants": True},
+    {"has_active_grants": False, "status": "any"},
+    {"has_active_grants": False, "status": "deleted"},
+    {"last_activity_before": NOW - 5 * DAY},
+    {"last_activity_before": NOW - 5 * DAY, "has_active_grants": True},
+    {"created_after": NOW - 20 * DAY, "created_before": NOW - 10 * DAY},
+    {"created_after": NOW - 30 * DAY, "name": "o"},
+    {"created_before": NOW - 20 * DAY, "redirect_host": "agent.example", "has_active_grants": True},
+    {"grant_types": ["authorization_code"], "has_active_grants": True},
+    {"grant_types": ["authorization_code"], "created_after": NOW - 3 * DAY},
+)
+KNOBS: Final = (
+    {},
+    {"LOOKED_AT": 1, "LOOKED_AT_BESIDE": 1, "FEW": 0, "SORTED": 0, "TEXTS": 0, "FARTHER": 2},
+    {"LOOKED_AT": 4, "LOOKED_AT_BESIDE": 3, "FEW": 1, "SORTED": 5, "TEXTS": 2, "SHARE": 1},
+    {"LOOKED_AT": 1, "LOOKED_AT_BESIDE": 1, "FEW": 100, "SORTED": 100, "OTHERS": 2},
+    {"LOOKED_AT": 4, "LOOKED_AT_BESIDE": 2, "FARTHER": 20, "FEW": 0, "SORTED": 0, "SHARE": 100},
+)
+
+
+@pytest.mark.parametrize("knobs", KNOBS)
 async def test_whichever_way_a_page_is_found_it_is_the_same(
-    database: Connection, monkeypatch: pytest.MonkeyPatch, looked_at: int, sorted_: int, farther: int
+    database: Connection, monkeypatch: pytest.MonkeyPatch, knobs: dict[str, int]
 ) -> None:
-    """Admins after a flood: clients that stand behind many new ones are found, each once, in their order."""
-    monkeypatch.setattr(finding, "LOOKED_AT", looked_at)
-    monkeypatch.setattr(finding, "LOOKED_AT_BESIDE", looked_at)
-    monkeypatch.setattr(finding, "SORTED", sorted_)
-    monkeypatch.setattr(finding, "FARTHER", farther)
-    events = [named(number, "old" if number < 9 else "of the flood") for number in range(20)]
+    """Admins of any register, also after a flood: all that they ask for are found, once each, in order, and counted."""
+    for name, value in knobs.items():
+        monkeypatch.setattr(finding, name, value)
+    dice = random.Random(11)
+    events, known = happened(dice)
     await apply(database, list(enumerate(events)), size=7)
-    for name, having in (("old", range(9)), ("o", range(20)), ("none", range(0))):
-        for sort in ("created_at", "-created_at", "active_grants"):
-            keys: list[str] = []
-            cursor: str | None = None
-            while True:
-                paging = Paging(sort, 2, cursor, count=False, key=KEY)
-                page, around = await finding.page(database, ClientFilter(name=name), paging)
-                keys += page
-                if not isinstance(around.next_cursor, str):
-                    break
-                cursor = around.next_cursor
-            expected = [f"c{number}" for number in having]
-            assert keys == (expected[::-1] if sort.startswith("-") else expected), (name, sort)
+    for client in known[::3]:
+        client.used = NOW - dice.randrange(10) * DAY
+        update = "UPDATE standings SET last_activity_at = $2 WHERE client_key = $1"
+        await database.execute(update, client.key, client.used)
+    orders: dict[str, Callable[[Known], Any]] = {
+        "created_at": lambda each: each.at,
+        "client_name": lambda each: each.name.casefold(),
+        "last_activity_at": lambda each: each.used.timestamp() if each.used else 0,
+        "active_grants": lambda each: each.grants,
+    }
+    for asked in ASKED:
+        wanted = ClientFilter(**asked)
+        found = [each for each in known if passes(each, wanted)]
+        assert await finding.total(database, wanted) == len(found), asked
+        for name, of in orders.items():
+            for sign in ("", "-"):
+                expected = [each.key for each in sorted(found, key=of)]
+                if sign:  # of two alike, the newer first
+                    expected.reverse()
+                assert await every_page(database, wanted, sign + name) == expected, (asked, sign + name)
+
+
+async def every_page(database: Connection, wanted: ClientFilter, sort: str) -> list[str]:
+    """The keys of all pages, from the first to the last."""
+    keys: list[str] = []
+    cursor: str | None = None
+    while True:
+        page, around = await finding.page(database, wanted, Paging(sort, 5, cursor, count=False, key=KEY))
+        keys += page
+        if not isinstance(around.next_cursor, str):
+            return keys
+        cursor = around.next_cursor
 
 
 async def test_deleted_and_changed_clients_are_found_as_they_are(database: Connection) -> None:

@@ -36,8 +36,8 @@ def recorded(happened: Iterable[Happened]) -> list[wire.Recorded]:
 async def apply(database: Connection, happened: Iterable[Happened], *, size: int) -> dict[str, list[str]]:
     """Apply events in batches of this size to empty read models. The clients that have a flag of the log's telling."""
     await database.execute(
-        "TRUNCATE clients, listed, tallies, standings, client_users, redirect_hosts, grants, users, cut_offs, hours, "
-        "events"
+        "TRUNCATE clients, listed, tallies, names, redirections, standings, client_users, redirect_hosts, grants, "
+        "users, cut_offs, hours, events"
     )
     records = recorded(happened)
     for start in range(0, len(records), size):

@@ -18,6 +18,14 @@ from tests.projector.test_verify import compared
 
 SEQUENCES: Final = 60
 EVENTS: Final = 40
+NAMES: Final = ("Agent", "Another")
+REDIRECTS: Final = ("https://agent.example/callback", "https://another.example/cb")
+TALLIES: Final = {
+    "tallies": "traits",
+    "names": "name, traits",
+    "redirections": "redirects_key, traits, redirects, hosts",
+}
+"""Tables that say how many clients are alike, and in what."""
 
 
 def happened(dice: random.Random, group: str = "") -> list[Happened]:
@@ -42,7 +50,10 @@ def happened(dice: random.Random, group: str = "") -> list[Happened]:
                 events.append(given.cut_off(dice.choice(users)))
             case 8:
                 client = dice.choice(clients)
-                events.append(given.suspended(client) if dice.random() < 0.5 else given.resumed(client))
+                about = given.metadata(dice.choice(NAMES), redirect_uris=(dice.choice(REDIRECTS),))
+                events.append(
+                    dice.choice([given.suspended(client), given.resumed(client), given.changed(client, about)])
+                )
             case _:
                 events.append(given.deleted(grant.client_id) if dice.random() < 0.2 else grant)  # a second time
     return list(enumerate(events))
@@ -58,9 +69,10 @@ async def test_what_is_counted_is_what_stands_however_the_log_was_cut(database: 
             await apply(database, events, size=size)
             assert await verify._miscounted(database) == [], (sequence, size, events)
             seen.append(await database.fetch("SELECT * FROM standings ORDER BY client_key"))
-            tallies = await database.fetch("SELECT * FROM tallies ORDER BY traits")
-            listed = "SELECT traits, count(*) AS clients FROM listed GROUP BY traits ORDER BY traits"
-            assert tallies == await database.fetch(listed), (sequence, size, events)
+            for table, of in TALLIES.items():
+                kept = await database.fetch(f"SELECT {of}, clients FROM {table} ORDER BY {of}")
+                counted = f"SELECT {of}, count(*) AS clients FROM to_list GROUP BY {of} ORDER BY {of}"
+                assert kept == await database.fetch(counted), (table, sequence, size, events)
         assert seen[0] == seen[1] == seen[2], (sequence, events)
         await projections.sweep(database)
         assert await verify._miscounted(database) == [], (sequence, events)

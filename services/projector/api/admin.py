@@ -55,7 +55,8 @@ from projector.api.parameters import (
     texts,
 )
 from projector.db import ReadModel
-from projector.finding import CLIENT_SORTS, CLIENT_STATES, ClientFilter
+from projector.filters import CLIENT_STATES, ClientFilter
+from projector.finding import CLIENT_SORTS
 from projector.queries import GRANT_SORTS, GRANT_STATES
 from projector.reads import NO_IDENTITY, Reads
 

@@ -16,7 +16,7 @@ from door.problems import invalid_parameter
 from door.times import utc
 from grantbook.positions import Position
 from projector.cursors import InvalidCursor
-from projector.finding import Paging
+from projector.pages import Paging
 from projector.reads import Reads, Snapshot, snapshot
 
 POSITION_HEADER: Final = "Grantbook-Position"
