@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def test_nothing_else_lies_beside_the_generated_files() -> None:
     assert {each.name for each in FOLDER.glob("*.json")} == set(DOCUMENTS)
 
 
+@cache
 def validator() -> jsonschema.Draft202012Validator:
     document = json.loads((FOLDER / schema.EVENTS_FILE).read_text())
     jsonschema.Draft202012Validator.check_schema(document)

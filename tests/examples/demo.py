@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -99,16 +100,22 @@ def answers(url: str) -> bool:
         return False
 
 
+_remembered: defaultdict[tuple[str, str], httpx.Cookies] = defaultdict(httpx.Cookies)
+"""Cookies of a user's browser, by site and user: a login takes the identity provider a tenth of a second."""
+
+
 async def consent(url: str, user: str, *, decision: str = "allow") -> str:
     """What a user does whom an agent sends to a URL: log in, look, decide. Where the browser is sent then."""
-    async with httpx.AsyncClient(timeout=10, follow_redirects=False) as browser:
+    cookies = _remembered[url.partition("/authorize")[0], user]
+    async with httpx.AsyncClient(timeout=10, follow_redirects=False, cookies=cookies) as browser:
         page = await browser.get(url)
-        while page.status_code in {302, 303}:
-            place = urljoin(str(page.url), page.headers["location"])
-            if not place.startswith(url.partition("/authorize")[0] + "/"):
-                return place  # to the agent
-            page = await browser.get(place)
-            if page.status_code == 200 and 'name="password"' in page.text:
+        while True:
+            if page.status_code in {302, 303}:
+                place = urljoin(str(page.url), page.headers["location"])
+                if not place.startswith(url.partition("/authorize")[0] + "/"):
+                    return place  # to the agent
+                page = await browser.get(place)
+            elif page.status_code == 200 and 'name="password"' in page.text:
                 login = {
                     "csrf": _CSRF.findall(page.text)[0],
                     "next": unescape(_NEXT.findall(page.text)[0]),
@@ -116,10 +123,12 @@ async def consent(url: str, user: str, *, decision: str = "allow") -> str:
                     "password": f"{user}-password",
                 }
                 page = await browser.post(urljoin(str(page.url), "/login"), data=login)
+                cookies.update(browser.cookies)
             elif page.status_code == 200 and 'value="allow"' in page.text:
                 sent = {"csrf": _CSRF.findall(page.text)[0], "decision": decision}
                 page = await browser.post(str(page.url), data=sent)
-        raise Refused(" ".join(re.sub(r"<[^>]*>", " ", page.text).split()))
+            else:
+                raise Refused(" ".join(re.sub(r"<[^>]*>", " ", page.text).split()))
 
 
 async def eventually_answers(url: str) -> None:

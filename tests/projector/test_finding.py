@@ -152,7 +152,7 @@ ASKED: Final[tuple[dict[str, Any], ...]] = (
     {"grant_types": ["authorization_code"], "has_active_grants": True},
     {"grant_types": ["authorization_code"], "created_after": NOW - 3 * DAY},
 )
-KNOBS: Final = (
+KNOBS: Final[tuple[dict[str, int], ...]] = (
     {},
     {"LOOKED_AT": 1, "LOOKED_AT_BESIDE": 1, "FEW": 0, "SORTED": 0, "TEXTS": 0, "FARTHER": 2},
     {"LOOKED_AT": 4, "LOOKED_AT_BESIDE": 3, "FEW": 1, "SORTED": 5, "TEXTS": 2, "SHARE": 1},

@@ -51,9 +51,8 @@ def happened(dice: random.Random, group: str = "") -> list[Happened]:
             case 8:
                 client = dice.choice(clients)
                 about = given.metadata(dice.choice(NAMES), redirect_uris=(dice.choice(REDIRECTS),))
-                events.append(
-                    dice.choice([given.suspended(client), given.resumed(client), given.changed(client, about)])
-                )
+                happens: list[Event] = [given.suspended(client), given.resumed(client), given.changed(client, about)]
+                events.append(dice.choice(happens))
             case _:
                 events.append(given.deleted(grant.client_id) if dice.random() < 0.2 else grant)  # a second time
     return list(enumerate(events))

@@ -5,16 +5,18 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 import uuid_utils
-from litestar.testing import AsyncTestClient
+from litestar import Litestar
 from nats.aio.client import Client
 
-from door import roles
+from door import front, roles
 from grantbook import subjects
 from grantbook.sdk import connection
 from grantbook.sdk.log import LogReader
 from registry import app, streams
+from registry.api.answers import ANSWERS
 from registry.commit import GroupCommit
 from registry.settings import Policy, Settings
 from registry.store import Log
@@ -69,15 +71,37 @@ def policy() -> Policy:
     return Policy()
 
 
+@pytest.fixture(scope="session")
+def application() -> Litestar:
+    """The registry's application, which takes longer to make than most tests take. Tests want `http`."""
+    entries = tuple(roles.entry(role, role, token) for role, token in TOKENS.items())
+    return front.litestar_app(
+        app.ROUTES,
+        name="registry",
+        keyring=roles.Keyring(entries),
+        mint_request_id=new_id,
+        ready=app.READY,
+        warn=app.WARN,
+        dependencies=app.DEPENDENCIES,
+        answers=ANSWERS,
+        renderings=app.RENDERINGS,
+    )
+
+
 @pytest.fixture
-async def http(nats: Client, nats_url: str, tmp_path: Path, policy: Policy) -> AsyncIterator[Http]:
+async def http(
+    application: Litestar, nats: Client, nats_url: str, tmp_path: Path, policy: Policy
+) -> AsyncIterator[Http]:
     """The registry, over HTTP."""
     assert nats.is_connected
-    file = tmp_path / "tokens.json"
-    entries = tuple(roles.entry(role, role, token) for role, token in TOKENS.items())
-    roles.write(file, roles.TokenFile(tokens=entries))
-    application = app.create_app(
-        Settings(nats_url=nats_url, tokens_file=file, base_url="https://id.example", fanout=False, policy=policy)
+    settings = Settings(
+        nats_url=nats_url,
+        tokens_file=tmp_path / "tokens.json",  # which only who makes the application reads
+        base_url="https://id.example",
+        fanout=False,
+        policy=policy,
     )
-    async with AsyncTestClient(application, raise_server_exceptions=False) as client:
+    transport = httpx.ASGITransport(application, raise_app_exceptions=False)  # type: ignore[arg-type]  # the same protocol
+    async with app.running(settings) as run, Http(transport=transport, base_url="http://testserver.local") as client:
+        application.state.registry = run
         yield client

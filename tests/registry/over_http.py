@@ -2,17 +2,15 @@
 
 from typing import Any
 
-from litestar import Litestar
-from litestar.testing import AsyncTestClient
+from httpx import AsyncClient
 
 from door import roles
 
 REGISTER = "/auth/connect/register"
 PUBLIC = {"redirect_uris": ["http://localhost:1234/callback"], "token_endpoint_auth_method": "none"}
 GRANT = {"user_id": "ada", "username": "ada@example.com", "scopes": ["read"], "expires_at": "2099-01-01T00:00:00Z"}
+Http = AsyncClient
 TOKENS: dict[roles.Role, str] = {role: f"token-of-{role}-0123456789abcdef" for role in roles.ROLES}
-
-Http = AsyncTestClient[Litestar]
 
 
 def as_(role: roles.Role) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
+from litestar import Litestar
 from nats.aio.client import Client
 
 from door import roles
@@ -382,9 +383,9 @@ async def test_a_clock_that_is_off_is_told(off: float, said: str | None) -> None
     assert (unready is not None) is (abs(off) > app.MAX_CLOCK_SECONDS)
 
 
-async def test_a_registry_with_a_wrong_clock_writes_nothing(http: Http) -> None:
+async def test_a_registry_with_a_wrong_clock_writes_nothing(http: Http, application: Litestar) -> None:
     """Users: a cut-off by a clock that is behind would spare tokens from before it; better another registry does it."""
-    run: app.Running = http.app.state.registry
+    run: app.Running = application.state.registry
     # Its watch would find the clock right, and so wrong be mended: it compares with another time, too.
     run.register = msgspec.structs.replace(run.register, now=lambda: datetime.now(UTC) - timedelta(minutes=15))
     run.register.log.clock_wrong = "the registry's clock is -900 s off the log's: set it"

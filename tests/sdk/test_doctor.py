@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,13 @@ import httpx
 import nats
 import pytest
 from click.testing import CliRunner, Result
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from deploy.dev import processes
 from deploy.dev.processes import Product, Service
 from grantbook import subjects
 from grantbook.sdk.cli import main
 from grantbook.sdk.findings import REGISTER, address_finding, causes_of, metadata_addresses, unreachable_remedy
+from tests.certificates import self_signed
 
 Reply = tuple[int, list[tuple[str, str]], bytes]
 REFUSED = b'{"error":"invalid_redirect_uri","error_description":"x"}'
@@ -107,20 +103,6 @@ def nested(levels: int) -> list[Any]:
     for _ in range(levels):
         found = [found]
     return found
-
-
-def self_signed(folder: Path) -> Path:
-    """A certificate of nobody, with its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    built = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    certificate = built.not_valid_before(now).not_valid_after(now + timedelta(hours=1)).sign(key, hashes.SHA256())
-    pem = serialization.Encoding.PEM
-    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    file = folder / "both.pem"
-    file.write_bytes(key.private_bytes(pem, *plain) + certificate.public_bytes(pem))
-    return file
 
 
 def metadata(issuer_: str, url: str, **more: Any) -> bytes:
@@ -232,7 +214,7 @@ def test_a_server_that_is_not_there_is_said_so() -> None:
 def test_a_certificate_that_nobody_trusts_is_said_so(tmp_path: Path) -> None:
     """Operators whose chain is incomplete: browsers may forgive it, agents do not."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(self_signed(tmp_path))
+    tls.load_cert_chain(self_signed(tmp_path / "both.pem"))
     with answering(lambda *_: (400, GOOD, REFUSED), tls) as url:
         result, found = look("--url", url)
     assert result.exit_code == 2

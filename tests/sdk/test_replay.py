@@ -12,12 +12,14 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
+from click.testing import CliRunner
 from nats.aio.client import Client
 
 from deploy.dev.servers import free_port
 from grantbook import positions, subjects, wire
 from grantbook.events import ActivityRecorded, Actor, Event, Window
 from grantbook.sdk.log import LogReader
+from grantbook.sdk.replay import replay as command
 from grantbook.sealed import Note, actor_key_id, seal_note
 from tests.sdk.given import (
     deleted,
@@ -65,6 +67,17 @@ async def started(url: str, *arguments: str) -> AsyncIterator[asyncio.subprocess
 
 
 async def replay(url: str, *arguments: str) -> Ended:
+    """What the command does, in this process: starting one takes longer than most of what is tested here."""
+    runner = CliRunner(env={"GRANTBOOK_NATS_URL": url, "COLUMNS": "240"})
+    async with asyncio.timeout(SECONDS):
+        done = await asyncio.to_thread(runner.invoke, command, arguments, prog_name="grantbook replay")
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Ended(done.exit_code, done.stdout, done.stderr)
+
+
+async def in_a_process(url: str, *arguments: str) -> Ended:
+    """The same as its users have it."""
     async with started(url, *arguments) as process, asyncio.timeout(SECONDS):
         out, err = await process.communicate()
     assert process.returncode is not None
@@ -92,7 +105,8 @@ TYPES = [str(type(each).__struct_config__.tag) for each in STORY]
 async def test_a_line_says_all_that_the_log_has(log: Client, nats_url: str) -> None:
     """Protects an auditor who keeps the output: nothing of the log is missing in it."""
     await write(log, *STORY)
-    ended = await replay(nats_url)
+    ended = await in_a_process(nats_url)
+    assert ended == await replay(nats_url)
     assert (ended.status, ended.err) == (0, "")
     assert [each["type"] for each in ended.lines] == TYPES
     raw = await LogReader(log, subjects.LOG).at_on_leader(2)

@@ -179,7 +179,8 @@ class LogReader:
                 msgspec.json.encode({"multi_last": list(subjects_)}),
                 reply=f"{self._inbox}.{number}",
             )
-            messages = await asyncio.wait_for(answered, REQUEST_SECONDS)
+            async with asyncio.timeout(REQUEST_SECONDS):
+                messages = await answered
         except (TimeoutError, NatsError, OSError) as error:
             message = f"stream {self.stream} did not answer a direct get"
             raise Unavailable(message) from error
@@ -347,7 +348,9 @@ class Follower:
             self._arrived.clear()
             left = min(deadline, (self.heard_at or 0.0) + SILENCE_SECONDS) - loop.time()
             try:
-                await asyncio.wait_for(self._arrived.wait(), max(left, 0.0))
+                # Not `wait_for`: up to Python 3.11 it loses a cancellation (Ctrl-C) that comes as something arrives.
+                async with asyncio.timeout(max(left, 0.0)):
+                    await self._arrived.wait()
             except TimeoutError:
                 if loop.time() >= (self.heard_at or 0.0) + SILENCE_SECONDS:
                     self._broken = f"the consumer on {self._stream} fell silent"
