@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from door import logs
 from grantbook import subjects, wire
 from grantbook.events import Actor, ClientDeleted, ClientMetadata, ClientRegistered, Event, GrantIssued, GrantRevoked
+from grantbook.sdk.connection import connect
 from grantbook.sdk.log import LogReader
 from grantbook.sealed import KEY_BYTES, NONCE_BYTES, Sealed, seal, user_key_id
 from projector import app, bulk, verify
@@ -230,7 +231,7 @@ async def _fan_out_done(connection: Client, log: LogReader) -> None:
 
 def _fill(nats_url: str, history: History, share: int, shares: int) -> None:
     async def work() -> None:
-        connection = await nats.connect(nats_url.split(","))
+        connection = await connect(nats_url, name="grantbook seed")
         await append(connection, history.events(share, shares), f"seed-{share}")
         await connection.close()
 

@@ -6,13 +6,15 @@ while it reads them, with headers that are looked at when somebody asks. Any oth
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
+
+from grantbook.sdk import departures
 
 Sink = Callable[[str, str, Mapping[str, str] | None, bytes], None]
 """Takes a message: its subject, where to reply ('' for nowhere), its headers, its body."""
@@ -84,7 +86,10 @@ _OF_THE_STATUS: Final = frozenset({"Status", "Description"})
 
 
 class Connection(Client):
-    """The client of NATS, which hands over what arrives for the subscriptions of `subscribe` as it reads it."""
+    """The client of NATS, which hands over what arrives for the subscriptions of `subscribe` as it reads it.
+
+    Headers of what is sent it puts as `departures` has them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +103,20 @@ class Connection(Client):
             await super()._process_msg(sid, subject, reply, data, headers)
         else:
             sink(_text(subject), _text(reply), Headers(headers) if headers else None, data)
+
+    async def _send_publish(
+        self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
+    ) -> None:
+        block = departures.block(headers) if headers else None
+        if block is None or not subject:
+            await super()._send_publish(subject, reply, payload, payload_size, headers)
+            return
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += payload_size
+        line = f"HPUB {subject} {reply} {len(block)} {len(block) + len(payload)}\r\n".encode()
+        await self._send_command(b"".join((line, block, payload, _END)))
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
 
 class _Parser(Parser):
