@@ -75,7 +75,7 @@ CREATE FUNCTION apply_log(
 SET random_page_cost = 1.1 AS $$
 #variable_conflict use_column
 DECLARE
-    touched to_list[];
+    touched listed[];
     changes counted[] := '{}';
     more counted[];
 BEGIN
@@ -153,14 +153,22 @@ BEGIN
 
     IF cardinality(new_clients) > 0 OR cardinality(new_metadata) > 0 OR cardinality(new_gates) > 0 THEN
         -- From the rows as they are by now: whatever of this happened to a client, and in whichever order.
-        SELECT array_agg(n) INTO touched FROM (
+        SELECT array_agg(
+            (n.registered_position, n.client_key, n.created_at, n.traits, n.name, n.redirects_key, n.labels)::listed
+        ) INTO touched
+        FROM (
             SELECT client_key FROM unnest(new_clients)
             UNION SELECT client_key FROM unnest(new_metadata)
             UNION SELECT client_key FROM unnest(new_gates)
         ) t JOIN to_list n USING (client_key);
         INSERT INTO redirections (redirects_key, traits, clients, redirects, hosts)
-        SELECT DISTINCT ON (redirects_key, traits) redirects_key, traits, 0, redirects, hosts FROM unnest(touched)
-        ON CONFLICT DO NOTHING;
+        SELECT t.redirects_key, t.traits, 0, n.redirects, n.hosts
+        FROM (
+            SELECT DISTINCT ON (redirects_key, traits) redirects_key, traits, client_key FROM unnest(touched) t
+            WHERE NOT EXISTS (
+                SELECT FROM redirections r WHERE r.redirects_key = t.redirects_key AND r.traits = t.traits
+            )
+        ) t JOIN to_list n USING (client_key);
         -- New ones first: what changes takes away texts that no client has any more, but for those.
         INSERT INTO listed (registered_position, client_key, created_at, traits, name, redirects_key, labels)
         SELECT registered_position, client_key, created_at, traits, name, redirects_key, labels FROM unnest(touched)

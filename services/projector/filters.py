@@ -98,7 +98,7 @@ def of_labels(where: Where, wanted: ClientFilter) -> None:
     labels += [f"grant:{each}" for each in wanted.grant_types]
     if wanted.source is not None:
         labels.append(f"source:{wanted.source}")
-    if wanted.status in {"suspended", "deleted"}:
+    if wanted.status != "any":
         labels.append(f"status:{wanted.status}")
     if labels:
         where.add("l.labels @> {}", labels)

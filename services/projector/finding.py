@@ -48,15 +48,18 @@ By = Literal["names", "redirections", "time", "standings", "traits"]
 
 
 class Held(Struct, frozen=True):
-    """How many clients have something that is asked for; None where nobody counts so many. And which texts it is."""
+    """What is known of something that is asked for. None: nobody counts so many."""
 
     clients: int | None
+    """How many may pass, as far as this goes."""
+    reached: int | None
+    """How many are looked at where they are found by it."""
     texts: list[object] | None = None
 
     @property
     def most(self) -> float:
         """To compare by."""
-        return float("inf") if self.clients is None else self.clients
+        return float("inf") if self.reached is None else self.reached
 
 
 class _Order(Struct, frozen=True):
@@ -101,12 +104,12 @@ async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) 
         if rows is not None:
             return rows
     held = await _held(connection, wanted, order)
-    by = min(held, key=lambda each: held[each].most)
-    if held[by].clients == 0:
+    if any(each.clients == 0 for each in held.values()):
         return []
-    if wanted.name is not None and order.column == "name":
-        return await _along_names(connection, wanted, order)
+    by = min(held, key=lambda each: held[each].most)
     if held[by].most > FEW:
+        if wanted.name is not None and order.column == "name":
+            return await _along_names(connection, wanted, order)
         rows = await _along(connection, wanted, order, held, LOOKED_AT, FARTHER * LOOKED_AT)
         if rows is not None:
             return rows
@@ -287,7 +290,8 @@ async def _of_all(connection: AnyConnection, where: Where, wanted: ClientFilter,
 
 async def _held(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> dict[By, Held]:
     """How many clients have each of the things that are asked for."""
-    held: dict[By, Held] = {"traits": Held(await _of_tallies(connection, wanted))}
+    of_traits = await _of_tallies(connection, wanted)
+    held: dict[By, Held] = {"traits": Held(of_traits, of_traits)}
     if wanted.name is not None:
         held["names"] = await _having(connection, wanted, "names")
     if wanted.asks_of_redirects:
@@ -295,24 +299,34 @@ async def _held(connection: AnyConnection, wanted: ClientFilter, order: _Order) 
     where = Where()
     if wanted.asks_of_time and order.column != "created_at":
         filters.of_time(where, wanted, "l")
-        held["time"] = Held(await _few(connection, f"listed l WHERE {where}", where, most=SORTED))
+        count = await _few(connection, f"listed l WHERE {where}", where, most=SORTED)
+        held["time"] = Held(count, count)
     where = Where()
     if wanted.asks_of_standing:
         filters.of_standing(where, wanted)
-        held["standings"] = Held(await _few(connection, f"standings s WHERE {where}", where, most=SORTED))
+        count = await _few(connection, f"standings s WHERE {where}", where, most=SORTED)
+        held["standings"] = Held(count, count)
     return held
 
 
 async def _having(connection: AnyConnection, wanted: ClientFilter, table: Texts) -> Held:
     """Which texts are those asked for, and how many clients have them, unless those are many."""
-    where = _texts(wanted, table)
+    where = Where()
+    _of_text(where, wanted, table, by_index=True)
+    passing = Where(where.parameters)
+    filters.of_traits(passing, wanted)
     rows = await connection.fetch(
-        f"SELECT l.{_TEXT[table]} AS text, l.clients FROM {table} l WHERE {where} LIMIT {TEXTS + 1}",
+        f"""
+        SELECT l.{_TEXT[table]} AS text, l.clients, ({passing}) AS passing FROM {table} l
+        WHERE {where} LIMIT {TEXTS + 1}
+        """,
         *where.parameters,
     )
     if len(rows) > TEXTS:
-        return Held(None)
-    return Held(sum(each["clients"] for each in rows), list({each["text"] for each in rows}))
+        return Held(None, None)
+    texts = {each["text"] for each in rows if each["passing"]}
+    clients = sum(each["clients"] for each in rows if each["passing"])
+    return Held(clients, sum(each["clients"] for each in rows if each["text"] in texts), list(texts))
 
 
 async def _few(connection: AnyConnection, source: str, where: Where, *, most: int) -> int | None:
@@ -337,12 +351,19 @@ async def _sum(connection: AnyConnection, table: str, where: Where) -> int:
 def _texts(wanted: ClientFilter, table: Texts, parameters: list[object] | None = None) -> Where:
     """Those that are asked for, of clients with the traits that are asked for."""
     where = Where(parameters)
-    if table == "names":
-        filters.of_name_by_index(where, wanted)
-    else:
-        filters.of_redirects(where, wanted, "l")
+    _of_text(where, wanted, table)
     filters.of_traits(where, wanted)
     return where
+
+
+def _of_text(where: Where, wanted: ClientFilter, table: Texts, *, by_index: bool = False) -> None:
+    """Of a row `l` of the table. Where only some are looked for, and perhaps none, an index is to find them."""
+    if table == "redirections":
+        filters.of_redirects(where, wanted, "l")
+    elif by_index:
+        filters.of_name_by_index(where, wanted)
+    else:
+        filters.of_name(where, wanted)
 
 
 async def total(connection: AnyConnection, wanted: ClientFilter) -> int:

@@ -59,14 +59,14 @@ CREATE TABLE listed (
 CREATE VIEW to_list AS
 SELECT
     c.registered_position, c.client_key, c.created_at, c.traits, g.status, left(c.client_name_folded, 600) AS name,
-    -- Whoever registers chooses the text, so its key must be one that nobody finds a second text for.
+    -- Whoever registers chooses the text, so its key must be one that nobody finds two texts for: that takes 2^64 hashes.
     encode(substr(sha256(convert_to(c.redirect_text, 'UTF8')), 1, 16), 'hex')::uuid AS redirects_key,
     c.redirect_text AS redirects,
     ARRAY (SELECT substr(label, 6) FROM unnest(c.labels) AS label WHERE label LIKE 'host:%') AS hosts,
     ARRAY (SELECT label FROM unnest(c.labels) AS label WHERE label NOT LIKE 'host:%')
         || CASE WHEN c.many_registrations THEN '{many_registrations}'::text[] ELSE '{}' END
         || CASE WHEN c.new_redirect_host THEN '{new_redirect_host}'::text[] ELSE '{}' END
-        || CASE WHEN g.status = 'active' THEN '{}' ELSE ARRAY['status:' || g.status] END AS labels
+        || ('status:' || g.status) AS labels
 FROM clients c
 CROSS JOIN LATERAL (
     SELECT CASE

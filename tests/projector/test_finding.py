@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from msgspec import Struct
 
+from appraisal import flags
 from grantbook.events import ClientMetadata, Event
 from projector import finding
 from projector.db import Connection
@@ -83,7 +84,9 @@ class Known(Struct):
     redirects: tuple[str, ...]
     at: datetime
     status: str = "active"
+    source: str = "dcr"
     grants: int = 0
+    granted: bool = False
     used: datetime | None = None
 
 
@@ -95,19 +98,26 @@ def happened(dice: random.Random) -> tuple[list[Event], list[Known]]:
         new = number > 25 and dice.random() < 0.8
         name = "of the flood" if new else dice.choice(("old", "Older", "go", "another", ""))
         redirects = ("https://flood.example/cb",) if new else dice.choice((LONG, *((each,) for each in REDIRECTS)))
-        at = NOW - (40 - number) * DAY
+        at = NOW - (40 - number) * DAY - DAY / 2
         about = given.metadata(name or None, redirect_uris=redirects)
-        events.append(given.registered(f"c{number:02}", about, at=at))
-        client = Known(f"c{number:02}", name, redirects, at)
+        client = Known(f"c{number:02}", name, redirects, at, source=dice.choice(("dcr", "dcr", "dcr", "manual")))
+        events.append(given.registered(client.key, about, at=at, source=client.source))
         known.append(client)
         for grant in range(dice.choice((0, 0, 1, 3))):
             events.append(given.issued(client.key, f"g{grant}", "u"))
             client.grants += 1
+            client.granted = True
         if dice.random() < 0.2:
             client.status = dice.choice(("deleted", "suspended"))
             client.grants = 0
             events.append(given.deleted(client.key) if client.status == "deleted" else given.suspended(client.key))
     return events, known
+
+
+def is_never_used(client: Known) -> bool:
+    """Whether it has that flag."""
+    old = client.at < NOW - flags.NEVER_USED_DAYS * DAY
+    return old and client.status != "deleted" and not client.granted and client.used is None
 
 
 def passes(client: Known, wanted: ClientFilter) -> bool:
@@ -122,6 +132,9 @@ def passes(client: Known, wanted: ClientFilter) -> bool:
         and (wanted.created_before is None or client.at < wanted.created_before)
         and (wanted.has_active_grants is None or (client.grants > 0) == wanted.has_active_grants)
         and (wanted.last_activity_before is None or client.used is None or client.used < wanted.last_activity_before)
+        and wanted.source in {None, client.source}
+        and ("never_used" not in wanted.flags or is_never_used(client))
+        and ("loopback_only" not in wanted.flags)
     )
 
 
@@ -150,6 +163,13 @@ ASKED: Final[tuple[dict[str, Any], ...]] = (
     {"created_after": NOW - 30 * DAY, "name": "o"},
     {"created_before": NOW - 20 * DAY, "redirect_host": "agent.example", "has_active_grants": True},
     {"grant_types": ["authorization_code"], "has_active_grants": True},
+    {"source": "manual"},
+    {"source": "dcr", "name": "o", "status": "any"},
+    {"source": "manual", "has_active_grants": False, "redirect_uri": "https"},
+    {"flags": ["never_used"]},
+    {"flags": ["never_used"], "name": "o", "status": "any"},
+    {"flags": ["never_used"], "source": "manual", "redirect_host": "agent.example"},
+    {"flags": ["loopback_only"]},
     {"grant_types": ["authorization_code"], "created_after": NOW - 3 * DAY},
 )
 KNOBS: Final[tuple[dict[str, int], ...]] = (
@@ -194,15 +214,22 @@ async def test_whichever_way_a_page_is_found_it_is_the_same(
 
 
 async def every_page(database: Connection, wanted: ClientFilter, sort: str) -> list[str]:
-    """The keys of all pages, from the first to the last."""
-    keys: list[str] = []
+    """The keys of all pages, from the first to the last; going back shows the same."""
+    pages: list[list[str]] = []
     cursor: str | None = None
     while True:
         page, around = await finding.page(database, wanted, Paging(sort, 5, cursor, count=False, key=KEY))
-        keys += page
+        pages.append(page)
         if not isinstance(around.next_cursor, str):
-            return keys
+            break
         cursor = around.next_cursor
+    for before in pages[-2::-1]:
+        assert isinstance(around.previous_cursor, str)
+        page, around = await finding.page(
+            database, wanted, Paging(sort, 5, around.previous_cursor, count=False, key=KEY)
+        )
+        assert page == before, (wanted, sort)
+    return [key for page in pages for key in page]
 
 
 async def test_deleted_and_changed_clients_are_found_as_they_are(database: Connection) -> None:
