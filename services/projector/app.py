@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -213,14 +213,20 @@ def create_app(settings: Settings | None = None) -> Litestar:
             app.state.reads = reads
             yield
 
+    keyring = roles.load(chosen.tokens_file, allow_development=chosen.allow_development_tokens)
+    return application(keyring, lifespan, *LIFESPANS)
+
+
+def application(keyring: roles.Keyring, *lifespan: Callable[[Litestar], AbstractAsyncContextManager[None]]) -> Litestar:
+    """The same for whoever has this keyring. Its state gets `reads`, and what `LIFESPANS` make, before it is asked."""
     return front.litestar_app(
         ROUTES,
         name="projector",
-        keyring=roles.load(chosen.tokens_file, allow_development=chosen.allow_development_tokens),
+        keyring=keyring,
         mint_request_id=lambda: str(uuid_utils.uuid7()),
         ready=READY,
         warn=WARN,
-        lifespan=[lifespan, *LIFESPANS],
+        lifespan=lifespan,
         dependencies=DEPENDENCIES,
         answers=ANSWERS,
     )

@@ -99,8 +99,9 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
 async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
     if wanted.asks_of_others:
         return await _among_all(connection, wanted, order)
+    looked_at = [LOOKED_AT, FARTHER * LOOKED_AT]
     if wanted.name is None and not wanted.asks_of_redirects:
-        rows = await _along(connection, wanted, order, {}, LOOKED_AT)
+        rows = await _along(connection, wanted, order, {}, looked_at.pop(0))
         if rows is not None:
             return rows
     held = await _held(connection, wanted, order)
@@ -110,7 +111,7 @@ async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) 
     if held[by].most > FEW:
         if wanted.name is not None and order.column == "name":
             return await _along_names(connection, wanted, order)
-        rows = await _along(connection, wanted, order, held, LOOKED_AT, FARTHER * LOOKED_AT)
+        rows = await _along(connection, wanted, order, held, *looked_at)
         if rows is not None:
             return rows
     if held[by].most <= SORTED:
@@ -223,12 +224,10 @@ async def _found(
     _of_listed(where, wanted)
     beside = _looked_up(where, wanted) if wanted.asks_of_redirects else ""
     match by:
-        case "names":
-            source = f"unnest({first.parameter(held[by].texts)}::text[]) d (name)"
-            source += " CROSS JOIN LATERAL (SELECT * FROM listed o WHERE o.name = d.name OFFSET 0) l"
-        case "redirections":
-            source = f"unnest({first.parameter(held[by].texts)}::uuid[]) d (redirects_key)"
-            source += " CROSS JOIN LATERAL (SELECT * FROM listed o WHERE o.redirects_key = d.redirects_key OFFSET 0) l"
+        case "names" | "redirections":
+            text, type_ = _TEXT[by]
+            source = f"""unnest({first.parameter(held[by].texts)}::{type_}[]) d ({text})
+                CROSS JOIN LATERAL (SELECT * FROM listed o WHERE o.{text} = d.{text} OFFSET 0) l"""
         case "time":
             filters.of_time(first, wanted, "l")
             source = f"(SELECT * FROM listed l WHERE {first} OFFSET 0) l"
@@ -317,7 +316,7 @@ async def _having(connection: AnyConnection, wanted: ClientFilter, table: Texts)
     filters.of_traits(passing, wanted)
     rows = await connection.fetch(
         f"""
-        SELECT l.{_TEXT[table]} AS text, l.clients, ({passing}) AS passing FROM {table} l
+        SELECT l.{_TEXT[table][0]} AS text, l.clients, ({passing}) AS passing FROM {table} l
         WHERE {where} LIMIT {TEXTS + 1}
         """,
         *where.parameters,
@@ -536,7 +535,8 @@ _BOTH: Final = (
 )
 """Each is found from the other by its own key."""
 _LISTED_OF_STANDING: Final = "SELECT * FROM listed o WHERE o.registered_position = s.registered_position"
-_TEXT: Final = {"names": "name", "redirections": "redirects_key"}
+_TEXT: Final = {"names": ("name", "text"), "redirections": ("redirects_key", "uuid")}
+"""What `listed` has of a table's texts, and of which type."""
 _NARROW: Final = "l.registered_position, l.created_at, l.traits, l.name, l.redirects_key"
 """What indexes of `listed` have."""
 _KEY: Final = """

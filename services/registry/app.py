@@ -8,7 +8,7 @@ import secrets
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -355,14 +355,20 @@ def create_app(settings: Settings | None = None) -> Litestar:
             app.state.registry = run
             yield
 
+    keyring = roles.load(chosen.tokens_file, allow_development=chosen.allow_development_tokens)
+    return application(keyring, lifespan)
+
+
+def application(keyring: roles.Keyring, *lifespan: Callable[[Litestar], AbstractAsyncContextManager[None]]) -> Litestar:
+    """The same for whoever has this keyring. Its state gets a `registry` that is `Running` before it is asked."""
     return front.litestar_app(
         ROUTES,
         name="registry",
-        keyring=roles.load(chosen.tokens_file, allow_development=chosen.allow_development_tokens),
+        keyring=keyring,
         mint_request_id=new_id,
         ready=READY,
         warn=WARN,
-        lifespan=[lifespan],
+        lifespan=lifespan,
         dependencies=DEPENDENCIES,
         answers=ANSWERS,
         renderings=RENDERINGS,

@@ -9,7 +9,7 @@ import pytest
 from litestar import Litestar
 from nats.aio.client import Client
 
-from door import front, roles
+from door import roles
 from grantbook import subjects
 from grantbook.sdk.connection import connect
 from projector import app, db, run
@@ -20,7 +20,6 @@ from projector.run import Sources
 from projector.settings import Settings
 from registry import streams
 from tests.conftest import execute, with_database
-from tests.projector import given
 
 WAIT_SECONDS = 30.0
 POLL_SECONDS = 0.02
@@ -130,17 +129,7 @@ async def reads(settings: Settings, log: Client, database: Connection) -> AsyncI
 @pytest.fixture(scope="session")
 def application() -> Litestar:
     """The read API, which takes longer to make than most tests take. Tests want `api`."""
-    return front.litestar_app(
-        app.ROUTES,
-        name="projector",
-        keyring=KEYRING,
-        mint_request_id=given.new_id,
-        ready=app.READY,
-        warn=app.WARN,
-        state={},
-        dependencies=app.DEPENDENCIES,
-        answers=app.ANSWERS,
-    )
+    return app.application(KEYRING)
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ import uuid_utils
 from litestar import Litestar
 from nats.aio.client import Client
 
-from door import front, roles
+from door import roles
 from grantbook import subjects
 from grantbook.sdk import connection
 from grantbook.sdk.log import LogReader
 from registry import app, streams
-from registry.api.answers import ANSWERS
 from registry.commit import GroupCommit
 from registry.settings import Policy, Settings
 from registry.store import Log
@@ -75,17 +74,7 @@ def policy() -> Policy:
 def application() -> Litestar:
     """The registry's application, which takes longer to make than most tests take. Tests want `http`."""
     entries = tuple(roles.entry(role, role, token) for role, token in TOKENS.items())
-    return front.litestar_app(
-        app.ROUTES,
-        name="registry",
-        keyring=roles.Keyring(entries),
-        mint_request_id=new_id,
-        ready=app.READY,
-        warn=app.WARN,
-        dependencies=app.DEPENDENCIES,
-        answers=ANSWERS,
-        renderings=app.RENDERINGS,
-    )
+    return app.application(roles.Keyring(entries))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Headers of what is sent: the same as the client of NATS makes of them, and nobody adds one of his own."""
 
+import nats
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from grantbook.sdk import departures
-from grantbook.sdk.arrivals import Headers
+from grantbook.sdk.arrivals import Connection, Headers
 from grantbook.sdk.connection import connect
 
 SECONDS = 10.0
@@ -42,15 +43,17 @@ def test_what_would_be_another_header_is_left_to_the_client(headers: dict[str, s
     assert departures.block(headers) is None
 
 
-async def test_both_clients_send_the_same(nats_url: str, log: Client) -> None:
+async def test_both_clients_send_the_same(nats_url: str) -> None:
     """Whoever updates the client of NATS: our way is taken as long as it is asked, and says what the client's says."""
-    ours = await connect(nats_url, name="test")
+    ours, client_of_nats = await connect(nats_url, name="test"), await nats.connect(nats_url)
+    assert type(client_of_nats) is Client
+    assert isinstance(ours, Connection)
     came: list[Msg] = []
-    subscription = await log.subscribe("sent.*")
+    subscription = await client_of_nats.subscribe("sent.*")
     try:
         headers = {"ce-id": "1", "Nats-Msg-Id": "issue ä 1", "empty": ""}
-        await log.flush()
-        for client, subject in ((log, "sent.theirs"), (ours, "sent.ours")):
+        await client_of_nats.flush()
+        for client, subject in ((client_of_nats, "sent.theirs"), (ours, "sent.ours")):
             await client.publish(subject, b"body", reply="somewhere", headers=headers)
             await client.flush()
             came.append(await subscription.next_msg(timeout=SECONDS))
@@ -59,9 +62,10 @@ async def test_both_clients_send_the_same(nats_url: str, log: Client) -> None:
         assert (mine.data, mine.reply) == (theirs.data, theirs.reply)
     finally:
         await ours.close()
+        await client_of_nats.close()
 
 
-async def test_our_way_is_taken(nats_url: str, log: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_our_way_is_taken(nats_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same: should the client no longer ask us, this says so, and all goes on, slower."""
     asked: list[dict[str, str]] = []
     monkeypatch.setattr(departures, "block", asked.append)  # gives None
