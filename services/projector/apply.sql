@@ -55,14 +55,22 @@ BEGIN
         FROM unnest(granted) n
         JOIN standings r ON r.client_key = n.client_key AND r.registered_position < n.position
         GROUP BY n.client_key
+    ), counted AS (
+        INSERT INTO standings AS s (client_key, grants, open_grants, open_users, last_granted_at)
+        SELECT client_key, coalesce(b.issued, 0), coalesce(b.opened, 0), coalesce(b.users, 0),
+            coalesce(l.at, '-infinity')
+        FROM by_client b FULL JOIN latest l USING (client_key)
+        ON CONFLICT (client_key) DO UPDATE SET grants = s.grants + excluded.grants,
+            open_grants = s.open_grants + excluded.open_grants, open_users = s.open_users + excluded.open_users,
+            last_granted_at = greatest(s.last_granted_at, excluded.last_granted_at)
+        RETURNING client_key, status
     )
-    INSERT INTO standings AS s (client_key, grants, open_grants, open_users, last_granted_at)
-    SELECT client_key, coalesce(b.issued, 0), coalesce(b.opened, 0), coalesce(b.users, 0),
-        coalesce(l.at, '-infinity')
-    FROM by_client b FULL JOIN latest l USING (client_key)
-    ON CONFLICT (client_key) DO UPDATE SET grants = s.grants + excluded.grants,
-        open_grants = s.open_grants + excluded.open_grants, open_users = s.open_users + excluded.open_users,
-        last_granted_at = greatest(s.last_granted_at, excluded.last_granted_at);
+    UPDATE totals t SET grants = t.grants + c.issued, active_grants = t.active_grants + c.opened
+    FROM (
+        SELECT coalesce(sum(issued), 0) AS issued, coalesce(sum(opened) FILTER (WHERE status = 'active'), 0) AS opened
+        FROM by_client JOIN counted USING (client_key)
+    ) c
+    WHERE c.issued <> 0 OR c.opened <> 0;
 END $$;
 
 CREATE FUNCTION apply_log(
@@ -147,8 +155,13 @@ BEGIN
             deleted_at = n.deleted_at
         FROM unnest(new_gates) n
         WHERE c.client_key = n.client_key AND c.registered_position < n.position AND c.deleted_position IS NULL;
-        UPDATE standings s SET status = n.status FROM unnest(new_gates) g JOIN to_list n USING (client_key)
-        WHERE s.client_key = n.client_key AND s.status <> n.status;
+        WITH changed AS (
+            UPDATE standings s SET status = n.status
+            FROM unnest(new_gates) g JOIN to_list n USING (client_key) JOIN standings o USING (client_key)
+            WHERE s.client_key = n.client_key AND o.status <> n.status
+            RETURNING s.active_grants - o.active_grants AS more
+        )
+        UPDATE totals SET active_grants = active_grants + (SELECT coalesce(sum(more), 0) FROM changed);
     END IF;
 
     IF cardinality(new_clients) > 0 OR cardinality(new_metadata) > 0 OR cardinality(new_gates) > 0 THEN
@@ -227,10 +240,14 @@ BEGIN
     END IF;
 
     IF cardinality(new_users) > 0 THEN
-        INSERT INTO users AS u (user_key, granted)
-        SELECT n.user_key, n.granted FROM unnest(new_users) n
-        WHERE NOT EXISTS (SELECT FROM users o WHERE o.user_key = n.user_key AND o.granted >= n.granted)
-        ON CONFLICT (user_key) DO UPDATE SET granted = true;
+        WITH added AS (
+            INSERT INTO users (user_key, granted) SELECT user_key, granted FROM unnest(new_users)
+            ON CONFLICT DO NOTHING
+            RETURNING user_key
+        )
+        UPDATE totals SET users = users + (SELECT count(*) FROM added);
+        UPDATE users u SET granted = true FROM unnest(new_users) n
+        WHERE u.user_key = n.user_key AND n.granted AND NOT u.granted;
     END IF;
 
     IF cardinality(new_cut_offs) > 0 THEN

@@ -481,5 +481,17 @@ _ROWS: Final = {
         """,
         ("clients", "grants_pkey", "client_users"),
     ),
+    "totals": Rows(
+        "loaded_clients",
+        """
+        UPDATE totals SET grants = s.grants, active_grants = s.active_grants, users = s.users
+        FROM (
+            SELECT coalesce(sum(grants), 0) AS grants, coalesce(sum(active_grants), 0) AS active_grants,
+                (SELECT count(*) FROM users) AS users
+            FROM standings
+        ) s
+        """,
+        ("standings", "users"),
+    ),
 }
 """By table. The others were loaded as they are, or are filled from the activity."""

@@ -471,7 +471,7 @@ async def stale_clients(connection: AnyConnection, unused_for: timedelta, now: d
 
 
 async def totals(connection: AnyConnection) -> Totals:
-    """Counts over the whole register: of narrow tables alone."""
+    """Counts over the whole register: of small tables alone."""
     row = await connection.fetchrow(
         f"""
         WITH gates AS (
@@ -481,10 +481,8 @@ async def totals(connection: AnyConnection) -> Totals:
             coalesce(sum(clients) FILTER (WHERE gate = 0), 0)::bigint AS active_clients,
             coalesce(sum(clients) FILTER (WHERE gate = {traits.mask("suspended")}), 0)::bigint AS suspended_clients,
             coalesce(sum(clients) FILTER (WHERE gate & {traits.mask("deleted")} <> 0), 0)::bigint AS deleted_clients,
-            (SELECT coalesce(sum(s.grants), 0)::bigint FROM standings s) AS grants,
-            (SELECT coalesce(sum(s.active_grants), 0)::bigint FROM standings s) AS active_grants,
-            (SELECT count(*) FROM users) AS users
-        FROM gates
+            s.grants, s.active_grants, s.users
+        FROM totals s LEFT JOIN gates ON true GROUP BY s.one
         """
     )
     assert row is not None

@@ -190,6 +190,15 @@ CREATE INDEX standings_by_last_activity ON standings (last_activity_at, register
 CREATE INDEX standings_never_used ON standings (created_at, registered_position) INCLUDE (status)
     WHERE last_granted_at = '-infinity' AND last_activity_at = '-infinity';
 
+-- Over all clients, with the grants that `standings` counts, and all of `users`: one row.
+CREATE TABLE totals (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    grants bigint NOT NULL DEFAULT 0,
+    active_grants bigint NOT NULL DEFAULT 0,
+    users bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 10);
+INSERT INTO totals DEFAULT VALUES;
+
 -- Open grants of a user at a client. Pairs that have none any more stay.
 CREATE TABLE client_users (
     client_key text NOT NULL,

@@ -317,6 +317,13 @@ _MISCOUNTED: Final = {
         WHERE (s.grants, s.open_grants, s.open_users, s.status) IS DISTINCT FROM (coalesce(g.grants, 0),
             coalesce(g.open_grants, 0), coalesce(g.open_users, 0), coalesce(c.status, 'active'))
     """,
+    "totals": """
+        SELECT t.grants, t.active_grants, t.users
+        FROM totals t, (
+            SELECT coalesce(sum(grants), 0) AS grants, coalesce(sum(active_grants), 0) AS active_grants FROM standings
+        ) s, (SELECT count(*) AS users FROM users) u
+        WHERE (t.grants, t.active_grants, t.users) IS DISTINCT FROM (s.grants, s.active_grants, u.users)
+    """,
 }
 """By table, rows whose counts are wrong."""
 

@@ -37,7 +37,7 @@ async def apply(database: Connection, happened: Iterable[Happened], *, size: int
     """Apply events in batches of this size to empty read models. The clients that have a flag of the log's telling."""
     await database.execute(
         "TRUNCATE clients, listed, tallies, names, redirections, standings, client_users, redirect_hosts, grants, "
-        "users, cut_offs, hours, events"
+        "users, cut_offs, hours, events; UPDATE totals SET grants = 0, active_grants = 0, users = 0"
     )
     records = recorded(happened)
     for start in range(0, len(records), size):

@@ -230,6 +230,13 @@ async def test_totals_of_what_changes_all_the_time_read_its_table_alone(register
             assert tables - {"tallies"} == {"standings"}, (name, status)
 
 
+async def test_totals_of_the_register_read_two_small_tables(register: Explaining) -> None:
+    """Whoever watches a large register by its status, each few seconds: that looks at no client, and at no grant."""
+    found = await queries.totals(register)  # type: ignore[arg-type]
+    assert (found.clients, found.grants) == (CLIENTS, CLIENTS / 4)
+    assert {node["Relation Name"] for node in register.nodes if "Relation Name" in node} == {"tallies", "totals"}
+
+
 async def test_a_client_and_its_users_are_found_by_an_index(register: Explaining) -> None:
     """Admins who open a client with a million grants: neither its page nor its numbers read them all."""
     paging = Paging("-issued_at", 50, None, count=False, key=KEY)

@@ -107,6 +107,9 @@ async def test_a_grant_that_lapses_leaves_the_counts_at_once(
         "UPDATE grants SET open = false",
         "UPDATE client_users SET open_grants = 2",
         "DELETE FROM client_users",
+        "UPDATE totals SET grants = 0",
+        "UPDATE totals SET active_grants = active_grants + 1",
+        "UPDATE totals SET users = users + 1",
     ],
 )
 async def test_a_count_that_is_wrong_is_found(

@@ -76,6 +76,7 @@ async def test_verify_finds_every_planted_difference(
         ("users", "live"): 1,
         ("cut_offs", "log"): 1,
         ("standings", "live"): 1,
+        ("totals", "live"): 1,
         ("redirect_hosts", "live"): 1,
         ("redirect_hosts", "log"): 1,
         ("events", "live"): 1,
