@@ -9,6 +9,7 @@ import ipaddress
 import re
 import unicodedata
 import urllib.parse
+from functools import lru_cache
 from typing import Final
 
 import regex
@@ -17,6 +18,8 @@ from msgspec import Struct
 MAX_URI_CHARACTERS: Final = 2_048
 MAX_HOST_CHARACTERS: Final = 253
 MAX_PORT: Final = 65_535
+MAX_REMEMBERED: Final = 1_024
+"""Each rule asks for the URIs of a client anew, and many clients have the same: a few megabytes at most."""
 MAX_DECODINGS: Final = 3
 """Of percent-encoding, in text that is no URI but may be shown as one."""
 
@@ -118,6 +121,7 @@ def parse(text: str) -> Uri:
     return Uri(scheme, host, match[4] is not None, port)
 
 
+@lru_cache(maxsize=MAX_REMEMBERED)
 def parsed(text: str) -> Uri | None:
     """The same for what was accepted long ago: None where it is no longer, since a log may be older than a rule."""
     try:

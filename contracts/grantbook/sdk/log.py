@@ -305,7 +305,8 @@ class Follower:
         self._start_at = start_at
         self._last_per_subject = last_per_subject
         self._pull_messages = messages
-        self._queue: deque[tuple[str, str, Mapping[str, str] | None, bytes]] = deque()
+        self._queue: deque[tuple[Raw, int]] = deque()
+        """What has come, each with how many messages the stream had behind it for this consumer."""
         self._arrived = asyncio.Event()
         self._inbox = ""
         self._consumer = ""
@@ -339,8 +340,7 @@ class Follower:
                 messages = self._take()
                 if self._broken is None:
                     await self._pull()
-                if messages:
-                    return messages
+                return messages
             if self._broken is not None:
                 self.trouble = self._broken
                 await self.close()
@@ -493,7 +493,18 @@ class Follower:
         # By the subject: what was stored may say anything of itself.
         status = (headers or {}).get("Status") if subject.startswith(inbox) else None
         if status is None:
-            self._queue.append((subject, reply, headers, data))
+            if self._broken is not None:
+                return  # behind something that is missing: it will come again
+            try:
+                sequence, number, stored_at, left = _metadata(reply)
+            except (ValueError, OverflowError):
+                return  # from nobody who serves a consumer
+            if number != self._delivered + 1:
+                self._broken = f"the consumer on {self._stream} skipped from {self._delivered} to {number}"
+                self._arrived.set()
+                return
+            self._delivered = number
+            self._queue.append((Raw(subject, headers, data, sequence, stored_at), left))
             if self._pulls:
                 self._pulls[0][1] -= 1
                 if self._pulls[0][1] == 0:
@@ -510,22 +521,11 @@ class Follower:
             self._arrived.set()
 
     def _take(self) -> list[Raw]:
-        messages: list[Raw] = []
-        delivered, pending = self._delivered, self.pending
-        for _ in range(min(len(self._queue), self._pull_messages)):
-            subject, reply, headers, data = self._queue.popleft()
-            sequence, number, stored_at, left = _metadata(reply)
-            if number != delivered + 1:
-                self._broken = f"the consumer on {self._stream} skipped from {delivered} to {number}"
-                self._queue.clear()
-                break
-            delivered, pending = number, left
-            messages.append(Raw(subject, headers, data, sequence, stored_at))
-        if messages:
-            last = messages[-1]
-            self._delivered, self.pending, self.after = delivered, pending, last.sequence
-            self._after_id, self._after_known = (last.headers or {}).get("ce-id", ""), True
-        return messages
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._pull_messages))]
+        last, self.pending = taken[-1]
+        self.after = last.sequence
+        self._after_id, self._after_known = (last.headers or {}).get("ce-id", ""), True
+        return [each for each, _ in taken]
 
 
 def assert_dense(messages: Sequence[Raw], after: int) -> None:
