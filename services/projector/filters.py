@@ -50,7 +50,7 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
         """Whether it asks of what changes all the time."""
         return (
             self.last_activity_before is not None
-            or self.has_active_grants is not None
+            or (self.has_active_grants is not None and not self.is_of_closed)
             or traits.TIMELY_FLAG in self.flags
         )
 
@@ -58,6 +58,16 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
     def asks_of_redirects(self) -> bool:
         """Whether it asks where clients redirect to."""
         return self.redirect_uri is not None or self.redirect_host is not None
+
+    @property
+    def is_of_closed(self) -> bool:
+        """Whether all that it finds are suspended, or all deleted. No grant of these is active."""
+        return self.status in {"suspended", "deleted"}
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether nothing can pass."""
+        return self.is_of_closed and bool(self.has_active_grants)
 
     @property
     def asks_of_others(self) -> bool:
@@ -144,7 +154,7 @@ def of_standing(where: Where, wanted: ClientFilter) -> None:
     """Of `s`: what changes all the time."""
     if wanted.last_activity_before is not None:
         where.add("s.last_activity_at < {}", wanted.last_activity_before)
-    if wanted.has_active_grants is not None:
+    if wanted.has_active_grants is not None and not wanted.is_of_closed:
         where.add("s.active_grants > 0" if wanted.has_active_grants else "s.active_grants = 0")
     if traits.TIMELY_FLAG in wanted.flags:
         where.add("s.status <> 'deleted'")

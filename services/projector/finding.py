@@ -29,6 +29,8 @@ FEW: Final = 2_000
 """Clients that are found by what they have, and sorted, rather than looked for any farther."""
 SORTED: Final = 10_000
 """The same, where none of those farther along the order pass."""
+READ: Final = 200_000
+"""The same, where an index alone tells whether they pass."""
 TEXTS: Final = 2_000
 """Names, or all that a client redirects to: more of them than these are not looked at to know how many have them."""
 OTHERS: Final = 100_000
@@ -90,6 +92,9 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
     sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
     if sort.expression == "l.created_at" and (traits.TIMELY_FLAG in wanted.flags or wanted.has_active_grants):
         sort = Sort("s.created_at", sort.type)  # there is an index of those alone, in this order
+    if sort.expression == "s.active_grants" and wanted.is_of_closed:
+        # None of these has any: they are as they came, in an order that `listed` has, too.
+        sort, name = Sort("l.registered_position", "bigint"), f"closed {name}"
     of: Of = "l" if sort.expression.startswith("l.") else "s"
     order = _Order(sort, of, walk(paging, name), paging.limit + 1)
     rows, around = order.way.turned(await _rows(connection, wanted, order), name, paging, "")
@@ -97,6 +102,8 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
 
 
 async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
+    if wanted.contradicts_itself:
+        return []
     if wanted.asks_of_others:
         return await _among_all(connection, wanted, order)
     looked_at = [LOOKED_AT, FARTHER * LOOKED_AT]
@@ -117,6 +124,8 @@ async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) 
     if held[by].most <= SORTED:
         return await _found(connection, wanted, order, by, held)
     if order.of == "l" and not wanted.asks_of_standing:
+        if by in _TEXT and held[by].most <= READ:
+            return await _found(connection, wanted, order, by, held)
         return await _along_listed(connection, wanted, order, None, held)
     return await _among_all(connection, wanted, order)
 
@@ -227,7 +236,7 @@ async def _found(
         case "names" | "redirections":
             text, type_ = _TEXT[by]
             source = f"""unnest({first.parameter(held[by].texts)}::{type_}[]) d ({text})
-                CROSS JOIN LATERAL (SELECT * FROM listed o WHERE o.{text} = d.{text} OFFSET 0) l"""
+                CROSS JOIN LATERAL (SELECT {_NARROW} FROM listed l WHERE l.{text} = d.{text} OFFSET 0) l"""
         case "time":
             filters.of_time(first, wanted, "l")
             source = f"(SELECT * FROM listed l WHERE {first} OFFSET 0) l"
@@ -367,6 +376,8 @@ def _of_text(where: Where, wanted: ClientFilter, table: Texts, *, by_index: bool
 
 async def total(connection: AnyConnection, wanted: ClientFilter) -> int:
     """How many there are: from the smallest table, or index, that has all that is asked for."""
+    if wanted.contradicts_itself:
+        return 0
     if wanted.asks_of_others:
         return await _counted_among_all(connection, wanted)
     texts = (wanted.name is not None) + wanted.asks_of_redirects
@@ -428,20 +439,24 @@ async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
     filters.of_traits(where, wanted)
     filters.of_time(where, wanted, "l")
     if wanted.asks_of_redirects:
-        redirects = Where(where.parameters)
-        filters.of_redirects(redirects, wanted)
         # Where few have a name, theirs are looked up; where many have it, all that are asked for are remembered, or all
         # others, whichever are less.
         others = having > SORTED and await _are_most(connection, wanted)
-        fit = f"NOT ({redirects})" if others else str(redirects)
-        fence = "OFFSET 0" if having > SORTED else ""
-        source += f"""
-            {"LEFT" if others else ""} JOIN (
-                SELECT r.redirects_key, r.traits FROM redirections r WHERE {fit} {fence}
-            ) r ON r.redirects_key = l.redirects_key AND r.traits = l.traits
-        """
-        if others:
-            where.add("r.redirects_key IS NULL")
+        known = await _keys_of_redirects(connection, wanted, others=others) if having > SORTED else None
+        if known is not None:
+            where.add(f"{'NOT' if others else ''} (l.redirects_key = ANY({{}}::uuid[]))", known)
+        else:
+            redirects = Where(where.parameters)
+            filters.of_redirects(redirects, wanted)
+            fit = f"NOT ({redirects})" if others else str(redirects)
+            fence = "OFFSET 0" if having > SORTED else ""
+            source += f"""
+                {"LEFT" if others else ""} JOIN (
+                    SELECT r.redirects_key, r.traits FROM redirections r WHERE {fit} {fence}
+                ) r ON r.redirects_key = l.redirects_key AND r.traits = l.traits
+            """
+            if others:
+                where.add("r.redirects_key IS NULL")
     if wanted.asks_of_standing and having <= SORTED:
         source += _KEY + _STANDING_OF_KEY
         filters.of_standing(where, wanted)
@@ -452,6 +467,17 @@ async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
             JOIN (SELECT s.registered_position FROM standings s WHERE {standing} OFFSET 0) s USING (registered_position)
         """
     return await _count(connection, source, where)
+
+
+async def _keys_of_redirects(connection: AnyConnection, wanted: ClientFilter, *, others: bool) -> list[object] | None:
+    """Those that are asked for, or all others, unless they are many."""
+    where = Where()
+    filters.of_redirects(where, wanted)
+    rows = await connection.fetch(
+        f"SELECT r.redirects_key FROM redirections r WHERE {'NOT' if others else ''} ({where}) LIMIT {TEXTS + 1}",
+        *where.parameters,
+    )
+    return None if len(rows) > TEXTS else list({each["redirects_key"] for each in rows})
 
 
 async def _are_most(connection: AnyConnection, wanted: ClientFilter) -> bool:
@@ -492,8 +518,6 @@ def _on_the_way(wanted: ClientFilter, order: _Order) -> Where:
             if never_used:
                 where.add("s.last_activity_at = '-infinity'")
         case "s.active_grants":
-            if wanted.status in {"suspended", "deleted"}:
-                where.add("s.active_grants = 0")
             if wanted.has_active_grants is not None:
                 where.add("s.active_grants > 0" if wanted.has_active_grants else "s.active_grants = 0")
         case _:

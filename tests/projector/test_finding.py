@@ -157,6 +157,8 @@ ASKED: Final[tuple[dict[str, Any], ...]] = (
     {"has_active_grants": True},
     {"has_active_grants": False, "status": "any"},
     {"has_active_grants": False, "status": "deleted"},
+    {"has_active_grants": True, "status": "deleted"},
+    {"name": "o", "status": "suspended"},
     {"last_activity_before": NOW - 5 * DAY},
     {"last_activity_before": NOW - 5 * DAY, "has_active_grants": True},
     {"created_after": NOW - 20 * DAY, "created_before": NOW - 10 * DAY},
