@@ -398,12 +398,13 @@ async def _counted_of_standings(connection: AnyConnection, wanted: ClientFilter)
     where = Where()
     where.add("s.registered_position IS NOT NULL")
     asked = (wanted.has_active_grants is not None) + (wanted.last_activity_before is not None)
-    if asked == 1 and traits.TIMELY_FLAG not in wanted.flags and not wanted.asks_of_time:
+    if asked == 1 and traits.TIMELY_FLAG not in wanted.flags:
         others = Where()
         others.add("s.registered_position IS NOT NULL")
         if wanted.last_activity_before is not None:
             others.add("s.last_activity_at >= {}", wanted.last_activity_before)
             filters.of_status(others, wanted)
+            filters.of_time(others, wanted, "s")
             count = await _few(connection, f"standings s WHERE {others}", others, most=OTHERS)
         elif not wanted.has_active_grants:
             in_use = structs.replace(wanted, has_active_grants=True)
@@ -411,7 +412,8 @@ async def _counted_of_standings(connection: AnyConnection, wanted: ClientFilter)
         else:
             count = None
         if count is not None:
-            return await _of_tallies(connection, wanted) - count
+            whatever_stands = structs.replace(wanted, last_activity_before=None, has_active_grants=None)
+            return await total(connection, whatever_stands) - count
     filters.of_standing(where, wanted)
     filters.of_status(where, wanted)
     filters.of_time(where, wanted, "s")

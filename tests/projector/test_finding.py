@@ -163,6 +163,8 @@ ASKED: Final[tuple[dict[str, Any], ...]] = (
     {"last_activity_before": NOW - 5 * DAY, "has_active_grants": True},
     {"created_after": NOW - 20 * DAY, "created_before": NOW - 10 * DAY},
     {"created_after": NOW - 30 * DAY, "name": "o"},
+    {"created_after": NOW - 30 * DAY, "last_activity_before": NOW - 5 * DAY},
+    {"created_before": NOW - 9 * DAY, "has_active_grants": False, "status": "any"},
     {"created_before": NOW - 20 * DAY, "redirect_host": "agent.example", "has_active_grants": True},
     {"grant_types": ["authorization_code"], "has_active_grants": True},
     {"source": "manual"},
