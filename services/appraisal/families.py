@@ -56,6 +56,8 @@ def _folded(name: str) -> str:
 
 
 def _is_address(host: str) -> bool:
+    if ":" not in host and not host[-1:].isdigit():
+        return False  # as nearly all: finding that out the long way is most of what their domains take
     try:
         ipaddress.ip_address(host)
     except ValueError:

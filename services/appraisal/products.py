@@ -17,6 +17,8 @@ from appraisal import names
 from appraisal.uris import Uri, is_loopback
 
 MAX_REMEMBERED_NAMES: Final = 1_024
+MAX_REMEMBERED_WORDS: Final = 4_096
+"""Names that differ have words in common: a product, a version, a number."""
 _WEB: Final = frozenset({"http", "https"})
 
 _LETTER: Final = (
@@ -76,9 +78,10 @@ def claimed(name: str) -> tuple[Claim, ...]:
     Words may be written apart or together, in any case and in letters that look alike. In the order of the list.
     """
     words = _WORDS.findall(name)
-    spelled = _found([names.spelling(each) for each in words], _SPELLED)
+    spelled = _found([_spelling(each) for each in words], _SPELLED)
     looking = _found([_look(each) for each in words], _LOOKING)
-    return tuple(Claim(each, each.name in spelled) for each in KNOWN if each.name in spelled | looking)
+    found = spelled | looking
+    return tuple(Claim(each, each.name in spelled) for each in KNOWN if each.name in found) if found else ()
 
 
 def _found(words: list[str], index: _Index) -> set[str]:
@@ -95,6 +98,10 @@ def _found(words: list[str], index: _Index) -> set[str]:
     return found
 
 
+_spelling: Final = lru_cache(maxsize=MAX_REMEMBERED_WORDS)(names.spelling)
+
+
+@lru_cache(maxsize=MAX_REMEMBERED_WORDS)
 def _look(text: str) -> str:
     """How it looks, where letters may also be two others side by side: `Gernini`, `VVindsurf`, `Claucle`."""
     return names.skeleton(text).replace("m", "rn").replace("w", "vv").replace("d", "cl")
