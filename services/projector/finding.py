@@ -97,13 +97,12 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
         sort, name = Sort("l.registered_position", "bigint"), f"closed {name}"
     of: Of = "l" if sort.expression.startswith("l.") else "s"
     order = _Order(sort, of, walk(paging, name), paging.limit + 1)
-    rows, around = order.way.turned(await _rows(connection, wanted, order), name, paging, "")
+    rows = [] if wanted.contradicts_itself else await _rows(connection, wanted, order)
+    rows, around = order.way.turned(rows, name, paging, "")
     return [each["client_key"] for each in rows], around
 
 
 async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
-    if wanted.contradicts_itself:
-        return []
     if wanted.asks_of_others:
         return await _among_all(connection, wanted, order)
     looked_at = [LOOKED_AT, FARTHER * LOOKED_AT]
@@ -121,13 +120,20 @@ async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) 
         rows = await _along(connection, wanted, order, held, *looked_at)
         if rows is not None:
             return rows
+    return await _far_back(connection, wanted, order, by, held)
+
+
+async def _far_back(
+    connection: AnyConnection, wanted: ClientFilter, order: _Order, by: By, held: Mapping[By, Held]
+) -> list[Row]:
+    """The same, where hardly any of those in front pass."""
     if held[by].most <= SORTED:
         return await _found(connection, wanted, order, by, held)
-    if order.of == "l" and not wanted.asks_of_standing:
-        if by in _TEXT and held[by].most <= READ:
-            return await _found(connection, wanted, order, by, held)
-        return await _along_listed(connection, wanted, order, None, held)
-    return await _among_all(connection, wanted, order)
+    if order.of == "s" or wanted.asks_of_standing:
+        return await _among_all(connection, wanted, order)
+    if by in _TEXT and held[by].most <= READ:
+        return await _found(connection, wanted, order, by, held)
+    return await _along_listed(connection, wanted, order, None, held)
 
 
 async def _along(

@@ -493,23 +493,7 @@ class Follower:
         # By the subject: what was stored may say anything of itself.
         status = (headers or {}).get("Status") if subject.startswith(inbox) else None
         if status is None:
-            if self._broken is not None:
-                return  # behind something that is missing: it will come again
-            try:
-                sequence, number, stored_at, left = _metadata(reply)
-            except (ValueError, OverflowError):
-                return  # from nobody who serves a consumer
-            if number != self._delivered + 1:
-                self._broken = f"the consumer on {self._stream} skipped from {self._delivered} to {number}"
-                self._arrived.set()
-                return
-            self._delivered = number
-            self._queue.append((Raw(subject, headers, data, sequence, stored_at), left))
-            if self._pulls:
-                self._pulls[0][1] -= 1
-                if self._pulls[0][1] == 0:
-                    self._pulls.popleft()
-            self._arrived.set()
+            self._keep(subject, reply, headers, data)
         elif status == "408" or (status == "409" and (headers or {}).get("Description") in _PULL_ENDED):
             number = int(subject.rpartition(".")[2])
             self._pulls = deque(each for each in self._pulls if each[0] != number)
@@ -519,6 +503,24 @@ class Follower:
             # 409: the consumer was deleted, its leader changed, the server shuts down. 503: nobody serves it.
             self._broken = f"consumer on {self._stream}: {status} {(headers or {}).get('Description', '')}"
             self._arrived.set()
+
+    def _keep(self, subject: str, reply: str, headers: Mapping[str, str] | None, data: bytes) -> None:
+        if self._broken is not None:
+            return  # behind something that is missing: it will come again
+        try:
+            sequence, number, stored_at, left = _metadata(reply)
+        except (ValueError, OverflowError):
+            return  # from nobody who serves a consumer
+        self._arrived.set()
+        if number != self._delivered + 1:
+            self._broken = f"the consumer on {self._stream} skipped from {self._delivered} to {number}"
+            return
+        self._delivered = number
+        self._queue.append((Raw(subject, headers, data, sequence, stored_at), left))
+        if self._pulls:
+            self._pulls[0][1] -= 1
+            if self._pulls[0][1] == 0:
+                self._pulls.popleft()
 
     def _take(self) -> list[Raw]:
         taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._pull_messages))]
