@@ -176,6 +176,7 @@ ASKED: Final[tuple[dict[str, Any], ...]] = (
     {"flags": ["loopback_only"]},
     {"grant_types": ["authorization_code"], "created_after": NOW - 3 * DAY},
 )
+PAGES: Final = (5, 11, 40)
 KNOBS: Final[tuple[dict[str, int], ...]] = (
     {},
     {"LOOKED_AT": 1, "LOOKED_AT_BESIDE": 1, "FEW": 0, "SORTED": 0, "TEXTS": 0, "FARTHER": 2},
@@ -214,15 +215,16 @@ async def test_whichever_way_a_page_is_found_it_is_the_same(
                 expected = [each.key for each in sorted(found, key=of)]
                 if sign:  # of two alike, the newer first
                     expected.reverse()
-                assert await every_page(database, wanted, sign + name) == expected, (asked, sign + name)
+                size = dice.choice(PAGES)
+                assert await every_page(database, wanted, sign + name, size) == expected, (asked, sign + name, size)
 
 
-async def every_page(database: Connection, wanted: ClientFilter, sort: str) -> list[str]:
+async def every_page(database: Connection, wanted: ClientFilter, sort: str, size: int) -> list[str]:
     """The keys of all pages, from the first to the last; going back shows the same."""
     pages: list[list[str]] = []
     cursor: str | None = None
     while True:
-        page, around = await finding.page(database, wanted, Paging(sort, 5, cursor, count=False, key=KEY))
+        page, around = await finding.page(database, wanted, Paging(sort, size, cursor, count=False, key=KEY))
         pages.append(page)
         if not isinstance(around.next_cursor, str):
             break
@@ -230,7 +232,7 @@ async def every_page(database: Connection, wanted: ClientFilter, sort: str) -> l
     for before in pages[-2::-1]:
         assert isinstance(around.previous_cursor, str)
         page, around = await finding.page(
-            database, wanted, Paging(sort, 5, around.previous_cursor, count=False, key=KEY)
+            database, wanted, Paging(sort, size, around.previous_cursor, count=False, key=KEY)
         )
         assert page == before, (wanted, sort)
     return [key for page in pages for key in page]

@@ -19,6 +19,11 @@ from tests.projector.conftest import Api, caught_up
 
 NOON: Final = datetime(2026, 3, 14, 12, tzinfo=UTC)
 DAY: Final = 86_400
+TABLES: Final = (
+    *("clients", "listed", "tallies", "names", "redirections", "standings", "client_users", "redirect_hosts"),
+    *("grants", "users", "cut_offs", "hours", "events"),
+)
+"""What the log fills."""
 Happened = tuple[float, Event]
 """An event, and when it was recorded, in seconds after noon."""
 
@@ -35,10 +40,9 @@ def recorded(happened: Iterable[Happened]) -> list[wire.Recorded]:
 
 async def apply(database: Connection, happened: Iterable[Happened], *, size: int) -> dict[str, list[str]]:
     """Apply events in batches of this size to empty read models. The clients that have a flag of the log's telling."""
-    await database.execute(
-        "TRUNCATE clients, listed, tallies, names, redirections, standings, client_users, redirect_hosts, grants, "
-        "users, cut_offs, hours, events; UPDATE totals SET grants = 0, active_grants = 0, users = 0"
-    )
+    # Not TRUNCATE, which makes each file of each table and index anew.
+    await database.execute("; ".join(f"DELETE FROM {table}" for table in TABLES))
+    await database.execute("UPDATE totals SET grants = 0, active_grants = 0, users = 0")
     records = recorded(happened)
     for start in range(0, len(records), size):
         batch = LogBatch()
