@@ -19,6 +19,8 @@ from appraisal.uris import Uri, is_loopback
 MAX_REMEMBERED_NAMES: Final = 1_024
 MAX_REMEMBERED_WORDS: Final = 4_096
 """Names that differ have words in common: a product, a version, a number."""
+MAX_REMEMBERED_LETTERS: Final = 64
+"""A longer word is none that many have, and a name of marks alone would be kept for ever."""
 _WEB: Final = frozenset({"http", "https"})
 
 _LETTER: Final = (
@@ -78,8 +80,9 @@ def claimed(name: str) -> tuple[Claim, ...]:
     Words may be written apart or together, in any case and in letters that look alike. In the order of the list.
     """
     words = _WORDS.findall(name)
-    spelled = _found([_spelling(each) for each in words], _SPELLED)
-    looking = _found([_look(each) for each in words], _LOOKING)
+    judged = [(_judged if len(each) <= MAX_REMEMBERED_LETTERS else _judgement)(each) for each in words]
+    spelled = _found([spelling for spelling, _ in judged], _SPELLED)
+    looking = _found([look for _, look in judged], _LOOKING)
     found = spelled | looking
     return tuple(Claim(each, each.name in spelled) for each in KNOWN if each.name in found) if found else ()
 
@@ -98,10 +101,14 @@ def _found(words: list[str], index: _Index) -> set[str]:
     return found
 
 
-_spelling: Final = lru_cache(maxsize=MAX_REMEMBERED_WORDS)(names.spelling)
+def _judgement(word: str) -> tuple[str, str]:
+    """How a word is spelled, and how it looks."""
+    return names.spelling(word), _look(word)
 
 
-@lru_cache(maxsize=MAX_REMEMBERED_WORDS)
+_judged: Final = lru_cache(maxsize=MAX_REMEMBERED_WORDS)(_judgement)
+
+
 def _look(text: str) -> str:
     """How it looks, where letters may also be two others side by side: `Gernini`, `VVindsurf`, `Claucle`."""
     return names.skeleton(text).replace("m", "rn").replace("w", "vv").replace("d", "cl")

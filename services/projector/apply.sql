@@ -161,7 +161,8 @@ BEGIN
             WHERE s.client_key = n.client_key AND o.status <> n.status
             RETURNING s.active_grants - o.active_grants AS more
         )
-        UPDATE totals SET active_grants = active_grants + (SELECT coalesce(sum(more), 0) FROM changed);
+        UPDATE totals SET active_grants = active_grants + c.more
+        FROM (SELECT sum(more) AS more FROM changed) c WHERE c.more <> 0;
     END IF;
 
     IF cardinality(new_clients) > 0 OR cardinality(new_metadata) > 0 OR cardinality(new_gates) > 0 THEN
@@ -245,7 +246,7 @@ BEGIN
             ON CONFLICT DO NOTHING
             RETURNING user_key
         )
-        UPDATE totals SET users = users + (SELECT count(*) FROM added);
+        UPDATE totals SET users = users + a.more FROM (SELECT count(*) AS more FROM added) a WHERE a.more > 0;
         UPDATE users u SET granted = true FROM unnest(new_users) n
         WHERE u.user_key = n.user_key AND n.granted AND NOT u.granted;
     END IF;

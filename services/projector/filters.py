@@ -67,7 +67,8 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
     @property
     def contradicts_itself(self) -> bool:
         """Whether nothing can pass."""
-        return self.is_of_closed and bool(self.has_active_grants)
+        never_used = traits.TIMELY_FLAG in self.flags
+        return (self.is_of_closed and bool(self.has_active_grants)) or (self.status == "deleted" and never_used)
 
     @property
     def asks_of_others(self) -> bool:

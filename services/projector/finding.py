@@ -155,7 +155,7 @@ async def _along_listed(
     looked_at: int | None,
     held: Mapping[By, Held],
 ) -> list[Row]:
-    """The first that pass of so many rows along the order, by an index alone; None: of all."""
+    """The first that pass of so many rows along the order; None: of all. By an index alone, but in that of registration."""
     inside = _on_the_way(wanted, order)
     where = Where(inside.parameters)
     _of_listed(where, wanted)
@@ -400,18 +400,13 @@ async def total(connection: AnyConnection, wanted: ClientFilter) -> int:
 
 
 async def _counted_of_standings(connection: AnyConnection, wanted: ClientFilter) -> int:
-    """By an index of `standings` alone: those that are asked for or, where these are less, all others of the status."""
+    """Those that are asked for, by an index of `standings`; or, where the others are less, these, out of all."""
     where = Where()
     where.add("s.registered_position IS NOT NULL")
-    asked = (wanted.has_active_grants is not None) + (wanted.last_activity_before is not None)
-    if asked == 1 and traits.TIMELY_FLAG not in wanted.flags:
-        others = Where()
-        others.add("s.registered_position IS NOT NULL")
+    asks_of_grants = wanted.has_active_grants is not None and not wanted.is_of_closed
+    if asks_of_grants != (wanted.last_activity_before is not None) and traits.TIMELY_FLAG not in wanted.flags:
         if wanted.last_activity_before is not None:
-            others.add("s.last_activity_at >= {}", wanted.last_activity_before)
-            filters.of_status(others, wanted)
-            filters.of_time(others, wanted, "s")
-            count = await _few(connection, f"standings s WHERE {others}", others, most=OTHERS)
+            count = await _used_since(connection, wanted, wanted.last_activity_before)
         elif not wanted.has_active_grants:
             in_use = structs.replace(wanted, has_active_grants=True)
             count = await _counted_of_standings(connection, in_use)
@@ -424,6 +419,26 @@ async def _counted_of_standings(connection: AnyConnection, wanted: ClientFilter)
     filters.of_status(where, wanted)
     filters.of_time(where, wanted, "s")
     return await _count(connection, "standings s", where)
+
+
+async def _used_since(connection: AnyConnection, wanted: ClientFilter, moment: datetime) -> int | None:
+    """How many of that status and time were used at the moment or later; None where many were, of whichever status."""
+    where = Where()
+    where.add("s.last_activity_at >= {}", moment)
+    fit = Where(where.parameters)
+    fit.add("s.registered_position IS NOT NULL")
+    filters.of_status(fit, wanted)
+    filters.of_time(fit, wanted, "s")
+    row = await connection.fetchrow(
+        f"""
+        SELECT count(*) AS used, count(*) FILTER (WHERE {fit}) AS fit FROM (
+            SELECT s.registered_position, s.status, s.created_at FROM standings s WHERE {where} LIMIT {OTHERS + 1}
+        ) s
+        """,
+        *where.parameters,
+    )
+    assert row is not None
+    return None if row["used"] > OTHERS else row["fit"]
 
 
 async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:

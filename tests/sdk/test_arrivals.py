@@ -205,6 +205,39 @@ async def test_large_messages_are_pulled_a_few_at_a_time(log: Client, monkeypatc
     assert len(consumers) == 1
 
 
+async def test_what_nobody_takes_is_not_pulled_any_further(log: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators whose Postgres is slow: a stretch of the largest registrations waits on the server, not in memory."""
+    monkeypatch.setattr(log_reader, "PULL_BYTES", 20_000)
+    for number in range(30):
+        await log.jetstream().publish(subjects.client_gate(f"c{number}"), b"x" * 5_000)
+    async with LogReader(log, subjects.LOG) as reader, reader.follow(0) as follower, asyncio.timeout(SECONDS):
+        found = await follower.next(1.0)
+        while follower._pulls:
+            await asyncio.sleep(0.01)
+        assert len(follower._queue) <= 12, "three pulls may have come"
+        while len(found) < 30:
+            found += await follower.next(1.0)
+    assert [each.sequence for each in found] == [*range(1, 31)]
+
+
+@pytest.mark.parametrize("reply", ["", "nonsense", "$JS.ACK.GRANTBOOK.c.1.2.2.x.0", "$JS.ACK.GRANTBOOK.c.1.9.9.1.0"])
+async def test_what_does_not_follow_begins_anew_behind_what_did(log: Client, reply: str) -> None:
+    """Auditors: whatever comes between, each event is handed out once, in order."""
+    for number in range(3):
+        await log.jetstream().publish(subjects.client_gate(f"c{number}"), b"")
+    async with LogReader(log, subjects.LOG) as reader, reader.follow(0) as follower, asyncio.timeout(SECONDS):
+        found: list[Raw] = []
+        while len(found) < 3:
+            found += await follower.next(1.0)
+        consumer = follower._consumer
+        follower._received(follower._inbox, "grantbook.client.c9.gate", reply, None, b"")
+        await log.jetstream().publish(subjects.client_gate("c3"), b"")
+        while len(found) < 4:
+            found += await follower.next(1.0)
+    assert [each.sequence for each in found] == [1, 2, 3, 4]
+    assert follower._consumer != consumer
+
+
 async def test_a_pull_that_is_full_leaves_the_consumer_as_it_is(log: Client) -> None:
     """Whoever reads ten million events: making a consumer for every thousand would take longer than reading them."""
     for number in range(30):

@@ -307,6 +307,7 @@ class Follower:
         self._pull_messages = messages
         self._queue: deque[tuple[Raw, int]] = deque()
         """What has come, each with how many messages the stream had behind it for this consumer."""
+        self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._inbox = ""
         self._consumer = ""
@@ -362,6 +363,7 @@ class Follower:
         subscription, self._subscription = self._subscription, None
         consumer, self._consumer = self._consumer, ""
         self._queue.clear()
+        self._queued_bytes = 0
         self._pulls.clear()
         self._broken = None
         pulling, self._pulling = self._pulling, None
@@ -466,7 +468,7 @@ class Follower:
 
     async def _pull(self) -> None:
         """Keep one pull ahead: the server fills it while we work on what came of the one before."""
-        while len(self._pulls) < 2 and len(self._queue) <= self._pull_messages:
+        while len(self._pulls) < 2 and len(self._queue) <= self._pull_messages and self._queued_bytes <= PULL_BYTES:
             number = next(self._pull_numbers)
             self._pulls.append([number, self._pull_messages])
             request = {
@@ -482,7 +484,7 @@ class Follower:
                     reply=f"{self._inbox}.{number}",
                 )
             except (NatsError, OSError) as error:
-                self._broken = f"nats: {error}"
+                self._break(f"nats: {error}")
                 return
 
     def _received(self, inbox: str, subject: str, reply: str, headers: Mapping[str, str] | None, data: bytes) -> None:
@@ -501,8 +503,7 @@ class Follower:
                 self._pulling = loop.create_task(self._pull(), name=f"pull from {self._stream}")
         elif status != "100":
             # 409: the consumer was deleted, its leader changed, the server shuts down. 503: nobody serves it.
-            self._broken = f"consumer on {self._stream}: {status} {(headers or {}).get('Description', '')}"
-            self._arrived.set()
+            self._break(f"consumer on {self._stream}: {status} {(headers or {}).get('Description', '')}")
 
     def _keep(self, subject: str, reply: str, headers: Mapping[str, str] | None, data: bytes) -> None:
         if self._broken is not None:
@@ -510,20 +511,28 @@ class Follower:
         try:
             sequence, number, stored_at, left = _metadata(reply)
         except (ValueError, OverflowError):
-            return  # from nobody who serves a consumer
-        self._arrived.set()
+            self._break(f"the consumer on {self._stream} sent what no consumer sends: {reply[:80]!r}")
+            return
         if number != self._delivered + 1:
-            self._broken = f"the consumer on {self._stream} skipped from {self._delivered} to {number}"
+            self._break(f"the consumer on {self._stream} skipped from {self._delivered} to {number}")
             return
         self._delivered = number
         self._queue.append((Raw(subject, headers, data, sequence, stored_at), left))
+        self._queued_bytes += len(data)
         if self._pulls:
             self._pulls[0][1] -= 1
             if self._pulls[0][1] == 0:
                 self._pulls.popleft()
+        self._arrived.set()
+
+    def _break(self, why: str) -> None:
+        """Have `next` throw the consumer away, once it has handed out what came before."""
+        self._broken = why
+        self._arrived.set()
 
     def _take(self) -> list[Raw]:
         taken = [self._queue.popleft() for _ in range(min(len(self._queue), self._pull_messages))]
+        self._queued_bytes -= sum(len(each.data) for each, _ in taken)
         last, self.pending = taken[-1]
         self.after = last.sequence
         self._after_id, self._after_known = (last.headers or {}).get("ce-id", ""), True
