@@ -178,7 +178,7 @@ _SETTINGS: Final = """
 
 
 async def _without_indexes(connection: Connection) -> list[Index]:
-    """Drop the indexes of the schema's tables, which are as good as empty, but for the checkpoints'. What was dropped."""
+    """Drop the indexes of the schema's tables, all but empty, save for the checkpoints'. What was dropped."""
     rows = await connection.fetch(
         """
         SELECT t.relname AS table, i.relname AS name, c.conname AS constraint,

@@ -105,7 +105,9 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
 async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
     if wanted.asks_of_others:
         return await _among_all(connection, wanted, order)
-    looked_at = [LOOKED_AT, FARTHER * LOOKED_AT]
+    looked_at = [LOOKED_AT]
+    if order.column != "registered_position":  # which no index has with all that is looked at
+        looked_at.append(FARTHER * LOOKED_AT)
     if wanted.name is None and not wanted.asks_of_redirects:
         rows = await _along(connection, wanted, order, {}, looked_at.pop(0))
         if rows is not None:
@@ -155,7 +157,10 @@ async def _along_listed(
     looked_at: int | None,
     held: Mapping[By, Held],
 ) -> list[Row]:
-    """The first that pass of so many rows along the order; None: of all. By an index alone, but in that of registration."""
+    """The first that pass of so many rows along the order; None: of all.
+
+    By an index alone, but in the order of registration.
+    """
     inside = _on_the_way(wanted, order)
     where = Where(inside.parameters)
     _of_listed(where, wanted)
