@@ -30,7 +30,7 @@ console: .venv/up.stamp .venv/editable.stamp ## Print a link that signs in to th
 demo: .venv/demo.stamp .venv/editable.stamp ## Start everything, an identity provider and an MCP server beside it, and say what to try
 	@exec $(BIN)/python -m deploy.dev demo
 
-test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (three to four minutes on two cores)
+test: .venv/dev.stamp .venv/editable.stamp ## Run the tests, on real servers (about three minutes on two cores)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -p no:schemathesis --ignore tests/system/test_fuzz.py \
 		-m "not faults and not browser and not agents and not fuzz"
 
