@@ -48,16 +48,17 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
     @property
     def asks_of_standing(self) -> bool:
         """Whether it asks of what changes all the time."""
-        return (
-            self.last_activity_before is not None
-            or (self.has_active_grants is not None and not self.is_of_closed)
-            or traits.TIMELY_FLAG in self.flags
-        )
+        return self.last_activity_before is not None or self.asks_of_grants or traits.TIMELY_FLAG in self.flags
 
     @property
     def asks_of_redirects(self) -> bool:
         """Whether it asks where clients redirect to."""
         return self.redirect_uri is not None or self.redirect_host is not None
+
+    @property
+    def asks_of_grants(self) -> bool:
+        """Whether it asks for active grants, or for none, where both are possible."""
+        return self.has_active_grants is not None and not self.is_of_closed
 
     @property
     def is_of_closed(self) -> bool:
@@ -155,7 +156,7 @@ def of_standing(where: Where, wanted: ClientFilter) -> None:
     """Of `s`: what changes all the time."""
     if wanted.last_activity_before is not None:
         where.add("s.last_activity_at < {}", wanted.last_activity_before)
-    if wanted.has_active_grants is not None and not wanted.is_of_closed:
+    if wanted.asks_of_grants:
         where.add("s.active_grants > 0" if wanted.has_active_grants else "s.active_grants = 0")
     if traits.TIMELY_FLAG in wanted.flags:
         where.add("s.status <> 'deleted'")

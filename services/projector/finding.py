@@ -408,18 +408,15 @@ async def _counted_of_standings(connection: AnyConnection, wanted: ClientFilter)
     """Those that are asked for, by an index of `standings`; or, where the others are less, these, out of all."""
     where = Where()
     where.add("s.registered_position IS NOT NULL")
-    asks_of_grants = wanted.has_active_grants is not None and not wanted.is_of_closed
-    if asks_of_grants != (wanted.last_activity_before is not None) and traits.TIMELY_FLAG not in wanted.flags:
+    if wanted.asks_of_grants != (wanted.last_activity_before is not None) and traits.TIMELY_FLAG not in wanted.flags:
+        others = None
         if wanted.last_activity_before is not None:
-            count = await _used_since(connection, wanted, wanted.last_activity_before)
+            others = await _used_since(connection, wanted, wanted.last_activity_before)
         elif not wanted.has_active_grants:
-            in_use = structs.replace(wanted, has_active_grants=True)
-            count = await _counted_of_standings(connection, in_use)
-        else:
-            count = None
-        if count is not None:
+            others = await _counted_of_standings(connection, structs.replace(wanted, has_active_grants=True))
+        if others is not None:
             whatever_stands = structs.replace(wanted, last_activity_before=None, has_active_grants=None)
-            return await total(connection, whatever_stands) - count
+            return await total(connection, whatever_stands) - others
     filters.of_standing(where, wanted)
     filters.of_status(where, wanted)
     filters.of_time(where, wanted, "s")
@@ -470,7 +467,7 @@ async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
         # Where few have a name, theirs are looked up; where many have it, all that are asked for are remembered, or all
         # others, whichever are less.
         others = having > SORTED and await _are_most(connection, wanted)
-        known = await _keys_of_redirects(connection, wanted, others=others) if having > SORTED else None
+        known = await _known_redirects(connection, wanted, others=others) if having > SORTED else None
         if known is not None:
             where.add(f"{'NOT' if others else ''} (l.redirects_key = ANY({{}}::uuid[]))", known)
         else:
@@ -497,13 +494,14 @@ async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
     return await _count(connection, source, where)
 
 
-async def _keys_of_redirects(connection: AnyConnection, wanted: ClientFilter, *, others: bool) -> list[object] | None:
-    """Those that are asked for, or all others, unless they are many."""
+async def _known_redirects(connection: AnyConnection, wanted: ClientFilter, *, others: bool) -> list[object] | None:
+    """The keys of those that are asked for, or of all others, unless they are many."""
+    if not others:
+        return (await _having(connection, wanted, "redirections")).texts
     where = Where()
     filters.of_redirects(where, wanted)
     rows = await connection.fetch(
-        f"SELECT r.redirects_key FROM redirections r WHERE {'NOT' if others else ''} ({where}) LIMIT {TEXTS + 1}",
-        *where.parameters,
+        f"SELECT r.redirects_key FROM redirections r WHERE NOT ({where}) LIMIT {TEXTS + 1}", *where.parameters
     )
     return None if len(rows) > TEXTS else list({each["redirects_key"] for each in rows})
 

@@ -53,7 +53,7 @@ CREATE TABLE listed (
     -- Of `redirections`.
     redirects_key uuid NOT NULL,
     labels text[] NOT NULL
-    -- What is read along an order, and counted, are indexes alone, where pages of this are known to be seen by all: but for
+    -- What is read along an order, and counted, are indexes alone, where pages of this are known to be seen by all. Not so
     -- the order of registration, which hardly anybody asks for.
 ) WITH (fillfactor = 90, autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_scale_factor = 0.05);
 
