@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,14 +16,14 @@ class Partition:
         self._to_port = to_port
         self._open = asyncio.Event()
         self._open.set()
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
         self._serving: set[asyncio.Task[Any]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
         """Where clients connect to."""
 
     async def __aenter__(self) -> Self:
-        await self._listen()
+        self._listen()
         return self
 
     async def __aexit__(
@@ -39,36 +40,44 @@ class Partition:
 
     async def cut(self) -> None:
         """End every connection, and refuse new ones."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         for writer in self._writers:
             writer.transport.abort()
 
     async def heal(self) -> None:
         """Let everything pass again."""
         self._open.set()
-        if self._server is None:
-            await self._listen()
+        if self._listening is None:
+            self._listen()
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+    def _listen(self) -> None:
+        """`asyncio.start_server` would lose a connection that it has accepted when it is closed (CPython 3.11)."""
+        self._listening = socket.create_server(("127.0.0.1", self.port))
+        self._listening.setblocking(False)
+        self.port = self._listening.getsockname()[1]
+        asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
+    def _accept(self, listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # who asked has gone
+            connection, _ = listening.accept()
+            task = asyncio.create_task(self._serve(connection))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
         try:
             await self._join(reader, writer)
         finally:
-            self._serving.discard(task)
             writer.transport.abort()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
-            if self._server is None:  # it was cut meanwhile: this one came through behind the scissors
+            if self._listening is None:  # it was cut meanwhile: this one came through behind the scissors
                 to_writer.transport.abort()
                 return
             both = {writer, to_writer}
