@@ -12,6 +12,9 @@ WORKERS ?= 5
 unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# What reads pip's configuration is tried where uv, which does not, could not fetch: the hashes are the same.
+INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode --require-hashes -r $< || \
+	{ echo 'uv could not install: trying pip, which takes longer' >&2; $(PIP) install --require-hashes -r $<; }
 LOCK := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 TYPED := $(wildcard contracts services deploy examples tests benchmarks)
 
@@ -78,6 +81,7 @@ bench: .venv/dev.stamp .venv/editable.stamp ## Measure, beside the machine's raw
 	$(BIN)/python -m benchmarks --record docs/benchmarks
 
 lock: .venv/dev.stamp ## Resolve pyproject.toml anew into requirements/
+	$(LOCK) --upgrade -o requirements/install.txt requirements/install.in
 	$(LOCK) --upgrade --extra build --extra cli --extra embedded --extra server -o requirements/up.txt pyproject.toml
 	$(LOCK) --upgrade --extra build --extra cli --extra demo --extra embedded --extra server -c requirements/up.txt -o requirements/demo.txt pyproject.toml
 	$(LOCK) --upgrade --all-extras -c requirements/demo.txt -o requirements/dev.txt pyproject.toml
@@ -93,19 +97,24 @@ clean: ## Delete the data of `make up` and all caches; .venv itself stays
 	@$(PYTHON) -m venv --clear .venv
 	@touch $@
 
-.venv/up.stamp: requirements/up.txt | .venv/made.stamp
-	@echo 'Installing $<'
-	@$(PIP) install --require-hashes -r $<
+# A machine that uv is not built for goes without.
+.venv/install.stamp: requirements/install.txt | .venv/made.stamp
+	@$(PIP) install --only-binary :all: --require-hashes -r $< || echo 'There is no uv for this machine' >&2
 	@touch $@
 
-.venv/demo.stamp: requirements/demo.txt | .venv/made.stamp
+.venv/up.stamp: requirements/up.txt | .venv/install.stamp
 	@echo 'Installing $<'
-	@$(PIP) install --require-hashes -r $<
+	@$(INSTALL)
 	@touch $@
 
-.venv/dev.stamp: requirements/dev.txt | .venv/made.stamp
+.venv/demo.stamp: requirements/demo.txt | .venv/install.stamp
 	@echo 'Installing $<'
-	@$(PIP) install --require-hashes -r $<
+	@$(INSTALL)
+	@touch $@
+
+.venv/dev.stamp: requirements/dev.txt | .venv/install.stamp
+	@echo 'Installing $<'
+	@$(INSTALL)
 	@touch $@
 
 # Either lock brings the build backend, so nothing is fetched here.
