@@ -1,5 +1,6 @@
 """The console over a hundred thousand clients, and over everything that a hostile registration can hold."""
 
+import asyncio
 import itertools
 from typing import Any, Final
 
@@ -39,7 +40,6 @@ PAYLOADS: Final = (
     "\u202eevil",
 )
 AROUND: Final = ("{}", '"{}', "'{}", "`{}", ">{}", "-->{}", "]]>{}", "{}//", "a {} b", "\u00e9{}")
-HOSTILE: Final = [around.format(each) for each, around in itertools.product(PAYLOADS, AROUND)]
 FIELDS: Final = (
     "client_name",
     "client_name#en",
@@ -68,13 +68,15 @@ def body(field: str, text: str) -> dict[str, Any]:
 
 async def test_two_hundred_hostile_strings_in_every_field_change_nothing(house: House, browser: Browser) -> None:
     """Admins: whatever gets through the door is text here, and runs, hides and moves nothing."""
-    assert len(HOSTILE) == 200
+    assert len(PAYLOADS) * len(AROUND) == 200
     let_in: dict[str, str] = {}
-    for field, text in itertools.product(FIELDS, HOSTILE):
-        answer = await house.http.post("/auth/connect/register", json=body(field, text))
-        assert answer.status_code in {201, 400}, answer.text
-        if answer.status_code == 201:
-            let_in.setdefault(f"{field} {PAYLOADS[HOSTILE.index(text) // len(AROUND)]}", answer.json()["client_id"])
+    for field, payload in itertools.product(FIELDS, PAYLOADS):
+        bodies = [body(field, around.format(payload)) for around in AROUND]
+        answers = await asyncio.gather(*(house.http.post("/auth/connect/register", json=each) for each in bodies))
+        for answer in answers:
+            assert answer.status_code in {201, 400}, answer.text
+            if answer.status_code == 201:
+                let_in.setdefault(f"{field} {payload}", answer.json()["client_id"])
     assert len(let_in) >= 40
     await house.settled()
     total = (await house.ask("GET", "/admin/v1/clients?limit=1&count=true")).json()["total"]
