@@ -241,14 +241,15 @@ BEGIN
     END IF;
 
     IF cardinality(new_users) > 0 THEN
-        WITH added AS (
-            INSERT INTO users (user_key, granted) SELECT user_key, granted FROM unnest(new_users)
-            ON CONFLICT DO NOTHING
+        WITH known AS MATERIALIZED (
+            SELECT n.user_key, n.granted, u.granted AS before FROM unnest(new_users) n LEFT JOIN users u USING (user_key)
+        ), added AS (
+            INSERT INTO users (user_key, granted) SELECT user_key, granted FROM known WHERE before IS NULL
             RETURNING user_key
+        ), granting AS (
+            UPDATE users u SET granted = true FROM known k WHERE u.user_key = k.user_key AND k.granted AND NOT k.before
         )
         UPDATE totals SET users = users + a.more FROM (SELECT count(*) AS more FROM added) a WHERE a.more > 0;
-        UPDATE users u SET granted = true FROM unnest(new_users) n
-        WHERE u.user_key = n.user_key AND n.granted AND NOT u.granted;
     END IF;
 
     IF cardinality(new_cut_offs) > 0 THEN

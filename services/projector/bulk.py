@@ -21,9 +21,10 @@ from msgspec import Struct
 from appraisal import flags
 from grantbook.sdk.tasks import end
 from projector import db, loader, projections
+from projector.applying import Halt
 from projector.db import Checkpoint, Connection
 from projector.loader import Copied, Failed, Part
-from projector.run import Halt, Sources
+from projector.run import Sources
 
 Unit = Literal["events", "rows"]
 Told = Callable[[int, int, Unit], None]

@@ -142,6 +142,10 @@ def _session(schema: str, name: str) -> dict[str, str]:
         "work_mem": "16MB",
         # What is read all the time is in memory, and there no page is nearer than another.
         "random_page_cost": "1.1",
+        # A projector's connections may be silent for hours, and what stands between forgets those that are.
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
     }
 
 
@@ -236,9 +240,26 @@ async def take_projector_lock(connection: AnyConnection, schema: str) -> None:
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def share_swap_lock(connection: AnyConnection, schema: str) -> None:
-    """In a transaction: keep `rebuild` from renaming the schema until it ends."""
-    await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", lock_key("swap", schema))
+async def assert_projector_lock_taken(connection: AnyConnection, schema: str) -> None:
+    """That another session of this server has it: a connection beside the projector's may be to another server.
+
+    Raises one of `UNREACHABLE`.
+    """
+    if await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock_key("projector", schema)):
+        message = "nobody on this server has the projector lock: it was lost, or is another server's"
+        raise asyncpg.exceptions.ConnectionDoesNotExistError(message)
+
+
+async def share_swap_lock(connection: AnyConnection, schema: str, *, wait: bool = True) -> bool:
+    """In a transaction: keep `rebuild` from renaming the schema until it ends.
+
+    Returns whether it is kept: without `wait`, not where a rebuild has the lock, or waits for it.
+    """
+    key = lock_key("swap", schema)
+    if wait:
+        await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", key)
+        return True
+    return bool(await connection.fetchval("SELECT pg_try_advisory_xact_lock_shared($1)", key))
 
 
 async def share_swap_lock_to_read(connection: AnyConnection, schema: str) -> None:
@@ -307,7 +328,10 @@ async def swapped_since(connection: AnyConnection, seen: Seen) -> bool:
 async def move_checkpoint(
     connection: AnyConnection, schema: str, read_model: ReadModel, before: Checkpoint, after: Checkpoint
 ) -> None:
-    """Compare and set. Call it first in the transaction that applies what lies between. Raises `Moved`."""
+    """Compare and set, in the transaction that applies what lies between, and before all that depends on what is there.
+
+    Raises `Moved`.
+    """
     moved = await connection.fetchval(
         """
         UPDATE checkpoints SET sequence = $5, event_id = $6, identity = $7, moved_at = now(), halted = NULL

@@ -22,10 +22,11 @@ from msgspec import Struct
 from door import logs, serving
 from grantbook.sdk.log import Unavailable
 from grantbook.sdk.tasks import end
-from projector import app, copying, db, run
+from projector import app, copying, db
+from projector.applying import Halt, fitting
 from projector.db import Checkpoint, Connection
 from projector.projections import LogBatch, Row
-from projector.run import Halt, Sources
+from projector.run import Sources
 from projector.settings import Settings
 
 COPIED_AT_ONCE: Final = 10_000
@@ -103,7 +104,7 @@ async def load(connection: Connection, sources: Sources, part: Part, told: Told)
             assert isinstance(prepared.batch, LogBatch)
             waiting.append(prepared.batch)
             if at.sequence - copied >= COPIED_AT_ONCE or at.sequence >= part.until:
-                with run.fitting(connection, "log", copied, at.sequence):
+                with fitting(connection, "log", copied, at.sequence):
                     await _copy(connection, waiting)
                 told(Copied(at.sequence - copied, at))
                 waiting, copied = [], at.sequence

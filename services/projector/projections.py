@@ -245,8 +245,7 @@ def fold_activity(batch: ActivityBatch, recorded: wire.Recorded) -> None:
 
 
 async def apply(connection: AnyConnection, batch: LogBatch) -> None:
-    """Write what the batch changes. In a transaction, after its checkpoint was moved."""
-    await copying.copy_events(connection, [batch.events])
+    """Write what the batch changes, but for its events. In a transaction, after its checkpoint was moved."""
     await connection.execute(
         "SELECT apply_log($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         [(hour, type_, number) for (hour, type_), number in batch.hours.items()],

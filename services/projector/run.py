@@ -1,16 +1,15 @@
 """Follow the log and the activity, apply them to the read models, and stop where going on would be a lie.
 
-Pulling, decoding and folding the next batch overlaps the transaction of the current one. One connection applies, and
-its session holds the projector lock. At most one batch of activity is applied for each batch of the log that waits, and
-only once the log's grants that it names are there: no flood of activity delays a revocation.
+Pulling, decoding and folding the next batch overlaps the transactions of those before it. The session of one connection
+holds the projector lock, and applies activity while no batch of the log is applied: at most one batch of it for each of
+the log that waits, and only once the log's grants that it names are there. No flood of activity delays a revocation.
 """
 
 import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Final
 
 import asyncpg
@@ -21,7 +20,8 @@ from grantbook import wire
 from grantbook.sdk.log import Follower, Gap, LogReader, Raw, Unavailable, assert_dense
 from grantbook.sdk.tasks import end
 from projector import db, projections
-from projector.db import Checkpoint, Connection, Moved, ReadModel
+from projector.applying import Halt, Prepared, Turns, apply, taking_turns
+from projector.db import AnyConnection, Checkpoint, Connection, Moved, ReadModel
 from projector.keys import Keys
 from projector.projections import ActivityBatch, LogBatch, NotOfThisLog, UnknownType
 
@@ -34,7 +34,7 @@ WAIT_SECONDS: Final = 1.0
 """After so long without an event the stream is checked to be the one that was followed."""
 CONFIRM_SECONDS: Final = 5.0
 """A stream that looks shorter than what was applied must look so for this long: a new leader may need a moment."""
-AHEAD: Final = 2
+AHEAD: Final = 1
 """Batches of each read model that may wait, ready to be applied: making them goes on while Postgres works."""
 RETRY_SECONDS: Final = 0.25
 HALTED_POLL_SECONDS: Final = 1.0
@@ -42,21 +42,6 @@ SWEEP_SECONDS: Final = 1.0
 """So often grants whose time is over are taken out of the counts."""
 
 _log = structlog.get_logger("projector")
-
-
-class Halt(Exception):
-    """The read model must not go on. Says why, and what to do."""
-
-
-class Prepared(Struct):
-    """A batch that is ready to be applied between two checkpoints."""
-
-    before: Checkpoint
-    after: Checkpoint
-    batch: LogBatch | ActivityBatch
-    needs: int
-    """Sequence of the log that must have been applied before."""
-    events: int
 
 
 async def continued(reader: LogReader, read_model: ReadModel, at: Checkpoint) -> Checkpoint:
@@ -219,38 +204,6 @@ class Feed:
         self._trouble = trouble
 
 
-async def apply(connection: Connection, schema: str, read_model: ReadModel, prepared: Prepared) -> None:
-    """Apply a batch and move the checkpoint, in one transaction. Raises `Moved`, `Halt`, and Postgres' errors."""
-    with fitting(connection, read_model, prepared.before.sequence, prepared.after.sequence):
-        async with connection.transaction():
-            await db.share_swap_lock(connection, schema)
-            await write(connection, schema, read_model, prepared)
-
-
-@contextmanager
-def fitting(connection: Connection, read_model: ReadModel, after: int, until: int) -> Iterator[None]:
-    """While something is written that Postgres may refuse for what it is: that is a `Halt`."""
-    try:
-        yield
-    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.InterfaceError) as error:
-        if isinstance(error, asyncpg.InterfaceError) and connection.is_closed():
-            raise  # else it is what asyncpg says of values that it cannot send at all
-        message = (
-            f"positions {after + 1} to {until} of the {read_model} do not fit the read model: {error}. Nothing of them "
-            "was applied; a version is needed that can"
-        )
-        raise Halt(message) from error
-
-
-async def write(connection: Connection, schema: str, read_model: ReadModel, prepared: Prepared) -> None:
-    """The statements of `apply`, for a transaction that is open."""
-    await db.move_checkpoint(connection, schema, read_model, prepared.before, prepared.after)
-    if isinstance(prepared.batch, LogBatch):
-        await projections.apply(connection, prepared.batch)
-    else:
-        await projections.apply_activity(connection, prepared.batch)
-
-
 class Sources(Struct, frozen=True):
     """Where a projector reads from: the two streams, and the keys of people."""
 
@@ -273,7 +226,8 @@ class Lane:
     def __init__(self, read_model: ReadModel, connection: Connection, schema: str, sources: Sources) -> None:
         self.read_model: ReadModel = read_model
         self.applied = Checkpoint(0, "", "")
-        self.ready: deque[Prepared] = deque()
+        self.ready: deque[Prepared | Halt] = deque()
+        """In their order. Nothing comes after a `Halt`."""
         self.task: asyncio.Task[Prepared | None] | None = None
         self._connection = connection
         self._schema = schema
@@ -282,10 +236,7 @@ class Lane:
         self._halted = False
 
     async def start(self) -> None:
-        """Begin, or begin again, from the checkpoint that is stored."""
-        await self.stop()
-        self._halted = False
-        self.ready.clear()
+        """Begin from the checkpoint that is stored."""
         self.applied = await db.checkpoint(self._connection, self.read_model)
         await db.write_halted(self._connection, self.read_model, None)
         if not self.applied.identity:
@@ -304,32 +255,42 @@ class Lane:
             await feed.close()
 
     async def collect(self) -> None:
-        """Take what the task has come to, and start the next."""
+        """Take what the task has come to, and start the next. Raises `Moved`."""
         if self.task is None or not self.task.done():
             return
         if self._halted:
             # A rebuild may have put other read models here, from which it goes on.
             if await db.checkpoint(self._connection, self.read_model) != self.applied:
-                await self.start()
-            else:
-                self._wait_halted()
+                raise Moved
+            self._wait_halted()
             return
         try:
-            prepared = self.task.result()
+            prepared: Prepared | Halt | None = self.task.result()
         except Halt as halt:
-            if self.ready:
-                return  # what stands before it is applied first
-            await self.halt(str(halt))
+            prepared = halt
         except Exception as error:  # noqa: BLE001  what is not understood must not be skipped, and not be retried for ever
-            if self.ready:
-                return
             _log.exception("cannot go on", read_model=self.read_model)
-            await self.halt(f"unexpected {type(error).__name__} after position {self.applied.sequence}: see the logs")
-        else:
-            if prepared is not None:
-                self.ready.append(prepared)
-            self.task = None
-            self.prepare_next()
+            after = self.applied.sequence if self._feed is None else self._feed.at.sequence
+            prepared = Halt(f"unexpected {type(error).__name__} after position {after}: see the logs")
+        self.task = None
+        if prepared is not None:
+            self.ready.append(prepared)
+        self.prepare_next()
+
+    @property
+    def next(self) -> Prepared | None:
+        """The next batch, if it is ready."""
+        return first if self.ready and isinstance(first := self.ready[0], Prepared) else None
+
+    def take_next(self) -> None:
+        """It is being applied, or was: the one after those that are ready is made ready meanwhile."""
+        self.ready.popleft()
+        self.prepare_next()
+
+    async def stop_where_it_must(self) -> None:
+        """Halt, where that is what comes next. What stands before it has been applied."""
+        if self.ready and isinstance(halt := self.ready[0], Halt):
+            await self.halt(str(halt))
 
     async def halt(self, reason: str) -> None:
         """Stand still, and say why where all can read it."""
@@ -349,7 +310,8 @@ class Lane:
 
     def prepare_next(self) -> None:
         """Have the next batch made ready, unless one is being made, or as many as may wait do."""
-        if self.task is not None or len(self.ready) >= AHEAD or self._feed is None:
+        waiting = len(self.ready) >= AHEAD or any(isinstance(each, Halt) for each in self.ready)
+        if self.task is not None or waiting or self._feed is None:
             return
         self.task = asyncio.create_task(self._feed.next(), name=f"next of the {self.read_model}")
 
@@ -378,52 +340,84 @@ async def project(database_url: str, sources: Sources, *, schema: str = db.SCHEM
 
 
 async def _session(database_url: str, sources: Sources, schema: str) -> None:
-    """Project on one connection, until it breaks."""
+    """Project on connections of its own, until one breaks."""
     connection = await db.connect(database_url, schema, name="grantbook projector")
     try:
         await db.take_projector_lock(connection, schema)
         await db.ensure_schema(connection, schema)
         log = Lane("log", connection, schema, sources)
         activity = Lane("activity", connection, schema, sources)
-        try:
-            await log.start()
-            await activity.start()
-            _log.info("projecting", schema=schema, log=log.applied.sequence, activity=activity.applied.sequence)
-            swept_at = -math.inf
-            while True:
-                await _step(connection, schema, log, activity)
-                if time.monotonic() - swept_at >= SWEEP_SECONDS and await _sweep(connection, schema):
-                    swept_at = time.monotonic()
-        finally:
-            await log.stop()
-            await activity.stop()
+        lost = asyncio.get_running_loop().create_future()
+
+        def tell(_: AnyConnection) -> None:
+            if not lost.done():
+                lost.set_result(None)
+
+        connection.add_termination_listener(tell)
+        async with taking_turns(database_url, schema) as turns:
+            try:
+                await log.start()
+                await activity.start()
+                _log.info("projecting", schema=schema, log=log.applied.sequence, activity=activity.applied.sequence)
+                swept_at = -math.inf
+                while True:
+                    await _step(connection, schema, log, activity, turns)
+                    if turns.resting and time.monotonic() - swept_at >= SWEEP_SECONDS:
+                        swept = await _sweep(connection, schema, wait=turns.first is None)
+                        swept_at = time.monotonic() if swept else swept_at
+                    turns.go_on()
+                    await _more(log, activity, turns, lost)
+                    if lost.done():
+                        message = "the connection that has the projector lock is lost, and the lock with it"
+                        raise asyncpg.exceptions.ConnectionDoesNotExistError(message)
+            finally:
+                await log.stop()
+                await activity.stop()
     finally:
         connection.terminate()
 
 
-async def _sweep(connection: Connection, schema: str) -> bool:
+async def _sweep(connection: Connection, schema: str, *, wait: bool) -> bool:
     """Close what lapsed. Whether that was all of it."""
     async with connection.transaction():
-        await db.share_swap_lock(connection, schema)
+        if not await db.share_swap_lock(connection, schema, wait=wait):
+            return False
         return await projections.sweep(connection) < projections.SWEPT_AT_ONCE
 
 
-async def _step(connection: Connection, schema: str, log: Lane, activity: Lane) -> None:
-    """Wait for something to apply, and apply it: the log first, then at most one batch of activity."""
+async def _step(connection: Connection, schema: str, log: Lane, activity: Lane, turns: Turns) -> None:
+    """Take what has come; begin with batches of the log; apply one of the activity, where none of the log is."""
+    await log.collect()
+    await activity.collect()
+    try:
+        log.applied = turns.take() or log.applied
+    except Halt as halt:
+        await turns.end()
+        await log.halt(str(halt))
+    if turns.first is None:
+        await log.stop_where_it_must()
+    while turns.can_begin and log.next is not None:
+        turns.begin(log.next)
+        log.take_next()
+    await activity.stop_where_it_must()
+    prepared = activity.next
+    if prepared is None or not turns.resting or prepared.needs > log.applied.sequence:
+        return
+    try:
+        applied = await apply(connection, schema, "activity", prepared, wait=turns.first is None)
+    except Halt as halt:
+        await activity.halt(str(halt))
+    else:
+        if applied:
+            activity.take_next()
+            activity.applied = prepared.after
+
+
+async def _more(log: Lane, activity: Lane, turns: Turns, lost: asyncio.Future[None]) -> None:
+    """Wait for something to take or to apply, or for the connection that has the lock to be lost."""
+    waits = activity.next is not None and activity.next.needs <= log.applied.sequence
     await asyncio.wait(
-        [each.task for each in (log, activity) if each.task is not None],
-        timeout=0 if log.ready else None,
+        [each for each in (log.task, activity.task, turns.first, lost) if each is not None],
+        timeout=0 if waits and turns.first is None else None,
         return_when=asyncio.FIRST_COMPLETED,
     )
-    for lane in (log, activity):
-        await lane.collect()
-        if not lane.ready or lane.ready[0].needs > log.applied.sequence:
-            continue
-        prepared = lane.ready.popleft()
-        lane.prepare_next()
-        try:
-            await apply(connection, schema, lane.read_model, prepared)
-        except Halt as halt:
-            await lane.halt(str(halt))
-        else:
-            lane.applied = prepared.after

@@ -18,9 +18,10 @@ from msgspec import Struct
 from grantbook.sdk.log import StreamState
 from grantbook.sdk.tasks import end
 from projector import bulk, db, run
+from projector.applying import Halt, apply
 from projector.bulk import OpenLoader, Told
 from projector.db import Checkpoint, Connection, ReadModel
-from projector.run import Halt, Sources
+from projector.run import Sources
 
 Purpose = Literal["rebuild", "verify"]
 CLOSE_EVENTS: Final = 5_000
@@ -231,7 +232,7 @@ async def _apply_until(place: Workplace, read_model: ReadModel, until: int, told
                 at = prepared.after
             task = asyncio.create_task(feed.next())
             if prepared is not None:
-                await run.apply(place.builder, place.beside, read_model, prepared)
+                await apply(place.builder, place.beside, read_model, prepared)
             if read_model == "log":
                 told(at.sequence, until, "events")
     finally:

@@ -14,8 +14,9 @@ from nats.aio.client import Client
 
 from grantbook.events import Event
 from projector import bulk, db, verify
+from projector.applying import Halt
 from projector.db import Connection
-from projector.run import Halt, Sources
+from projector.run import Sources
 from projector.verify import Means
 from tests.projector import given
 from tests.projector.conftest import Api, caught_up, projecting, until

@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from appraisal import flags
 from grantbook import wire
 from grantbook.events import Event
-from projector import projections
+from projector import copying, projections
 from projector.db import Connection
 from projector.projections import LogBatch
 from tests.projector import given
@@ -49,6 +49,7 @@ async def apply(database: Connection, happened: Iterable[Happened], *, size: int
         for each in records[start : start + size]:
             projections.fold(batch, each, {})
         async with database.transaction():
+            await copying.copy_events(database, [batch.events])
             await projections.apply(database, batch)
     rows = await database.fetch("SELECT * FROM clients ORDER BY registered_position")
     names = ("new_redirect_host", "many_registrations")

@@ -6,6 +6,7 @@ while it reads them, with headers that are looked at when somebody asks. Any oth
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeVar, overload
 
 from nats.aio.client import Client
@@ -45,7 +46,7 @@ class Headers(Mapping[str, str]):
     def get(self, key: str, default: T | None = None, /) -> str | T | None:
         """The header, or the default where there is none."""
         block = self._block
-        name = _END + key.encode() + b":"
+        name = _line(key)
         start = block.rfind(name)
         if start >= 0:
             start += len(name)
@@ -80,6 +81,12 @@ class Headers(Mapping[str, str]):
             if colon:
                 found[name] = value.strip()
         return found
+
+
+@lru_cache(maxsize=64)
+def _line(key: str) -> bytes:
+    """What a header's line begins with. The few that are asked for are asked for with each message."""
+    return _END + key.encode() + b":"
 
 
 _OF_THE_STATUS: Final = frozenset({"Status", "Description"})
