@@ -12,9 +12,10 @@ WORKERS ?= 5
 unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-# What reads pip's configuration is tried where uv, which does not, could not fetch: the hashes are the same.
-INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode --require-hashes -r $< || \
-	{ echo 'uv could not install: trying pip, which takes longer' >&2; $(PIP) install --require-hashes -r $<; }
+# Not from a cache: uv trusts what it has there, and pip looks at the hashes of what it has. pip, which reads a
+# configuration that uv does not, is tried where uv could not fetch; the hashes are the same.
+INSTALL = $(BIN)/uv pip install -q --no-cache --python $(BIN)/python --compile-bytecode --require-hashes -r $< || \
+	{ echo 'uv could not install: trying pip, which takes longer' >&2; $(PIP) install --force-reinstall --require-hashes -r $<; }
 LOCK := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 TYPED := $(wildcard contracts services deploy examples tests benchmarks)
 
@@ -99,8 +100,7 @@ clean: ## Delete the data of `make up` and all caches; .venv itself stays
 
 # A machine that uv is not built for goes without.
 .venv/install.stamp: requirements/install.txt | .venv/made.stamp
-	@$(PIP) install --only-binary :all: --require-hashes -r $< || echo 'There is no uv for this machine' >&2
-	@touch $@
+	@$(PIP) install --only-binary :all: --require-hashes -r $< && touch $@ || echo 'uv could not be installed' >&2
 
 .venv/up.stamp: requirements/up.txt | .venv/install.stamp
 	@echo 'Installing $<'

@@ -61,18 +61,19 @@ class Partition:
         asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # who asked has gone
+        with contextlib.suppress(ConnectionError, BlockingIOError):  # who asked has gone
             connection, _ = listening.accept()
             task = asyncio.create_task(self._serve(connection))
             self._serving.add(task)
             task.add_done_callback(self._serving.discard)
 
     async def _serve(self, connection: socket.socket) -> None:
-        reader, writer = await asyncio.open_connection(sock=connection)
-        try:
-            await self._join(reader, writer)
-        finally:
-            writer.transport.abort()
+        with connection:  # closed twice, but also where it never came to be a stream
+            reader, writer = await asyncio.open_connection(sock=connection)
+            try:
+                await self._join(reader, writer)
+            finally:
+                writer.transport.abort()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
