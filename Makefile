@@ -77,7 +77,7 @@ types: .venv/dev.stamp .venv/editable.stamp ## Check types
 	$(BIN)/python -m mypy --strict $(TYPED)
 
 bench: export PATH := $(CURDIR)/$(BIN):$(PATH)
-bench: .venv/dev.stamp .venv/editable.stamp ## Measure, beside the machine's raw limits and other registrars: about an hour, 35 GB of disk
+bench: .venv/dev.stamp .venv/editable.stamp ## Measure, beside the machine's raw limits and other registrars: about an hour, 40 GB of disk
 	npm ci --prefix benchmarks/peers --ignore-scripts --no-audit --no-fund --loglevel=error
 	$(BIN)/python -m benchmarks --record docs/benchmarks
 

@@ -40,7 +40,7 @@ REBUILD_BAR: Final = 1.5
 @click.option("--rounds", default=300, show_default=True, help="Revocations to time until they are denied.")
 @click.option("--deleted", default=1_000_000, show_default=True, help="Grants of the client that is deleted; 0: none.")
 @click.option("--clients", default=1_000_000, show_default=True, help="Of the register that is asked; 0: none.")
-@click.option("--grants", default=7_500_000, show_default=True, help="Of the register that is asked.")
+@click.option("--grants", default=10_000_000, show_default=True, help="Of the register that is asked.")
 @click.option(
     "--record",
     type=click.Path(file_okay=False, path_type=Path),
