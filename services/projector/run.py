@@ -35,7 +35,10 @@ WAIT_SECONDS: Final = 1.0
 CONFIRM_SECONDS: Final = 5.0
 """A stream that looks shorter than what was applied must look so for this long: a new leader may need a moment."""
 AHEAD: Final = 1
-"""Batches of each read model that may wait, ready to be applied: making them goes on while Postgres works."""
+"""Batches of each read model that may wait, ready to be applied: making them goes on while Postgres works.
+
+More would need a look at what waits: nothing is made after a `Halt`.
+"""
 RETRY_SECONDS: Final = 0.25
 HALTED_POLL_SECONDS: Final = 1.0
 SWEEP_SECONDS: Final = 1.0
@@ -310,8 +313,7 @@ class Lane:
 
     def prepare_next(self) -> None:
         """Have the next batch made ready, unless one is being made, or as many as may wait do."""
-        waiting = len(self.ready) >= AHEAD or any(isinstance(each, Halt) for each in self.ready)
-        if self.task is not None or waiting or self._feed is None:
+        if self.task is not None or len(self.ready) >= AHEAD or self._feed is None:
             return
         self.task = asyncio.create_task(self._feed.next(), name=f"next of the {self.read_model}")
 
