@@ -4,7 +4,7 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -26,8 +26,8 @@ from grantbook import subjects
 from grantbook.sdk.log import LogReader
 
 LOG_BYTES: Final = 24 * 2**30
-PAGES: Final = 60
-TOTALS: Final = 10
+ROUNDS: Final = 200
+TOTALS: Final = 100
 PAGE_BAR_MS: Final = 30.0
 TOTAL_BAR_MS: Final = 150.0
 INSPECT_BAR_MS: Final = 20.0
@@ -115,12 +115,21 @@ class Reads:
         with urllib.request.urlopen(urllib.request.Request(url, headers=self._headers), timeout=ANSWER_SECONDS) as it:
             return json.load(it)
 
-    def milliseconds(self, times: int, path: str, **query: str) -> list[float]:
-        """How long each of so many took, after one that nobody counts."""
-        self.get(path, **query)
-        return [self._once(path, query) for _ in range(times)]
+    def by_turns(self, rounds: int, path: str, queries: Mapping[T, Mapping[str, str]]) -> dict[T, list[float]]:
+        """How many milliseconds each took in each round, after one that nobody counts.
 
-    def _once(self, path: str, query: dict[str, str]) -> float:
+        By turns, so that what else the machine does falls upon all of them alike, and none is answered from what the
+        one before it has just read.
+        """
+        taken: dict[T, list[float]] = {each: [] for each in queries}
+        for query in queries.values():
+            self._once(path, query)
+        for _ in range(rounds):
+            for name, query in queries.items():
+                taken[name].append(self._once(path, query))
+        return taken
+
+    def _once(self, path: str, query: Mapping[str, str]) -> float:
         started = time.perf_counter()
         self.get(path, **query)
         return (time.perf_counter() - started) * 1_000
@@ -193,14 +202,12 @@ def _memory_figures(memory: dict[str, float]) -> list[Figure]:
 
 def _reads(reads: Reads, report: Report, clients: int) -> None:
     path = "/admin/v1/clients"
-    about_nothing = percentile(reads.milliseconds(PAGES, "/healthz"), 0.5)
-    pages, totals = {}, {}
-    for name, query in filters(datetime.now(UTC)).items():
-        pages[name] = percentile(reads.milliseconds(PAGES, path, **query), 0.99)
-        totals[name] = percentile(reads.milliseconds(TOTALS, path, **query, count="true"), 0.99)
-    for name in SORTS:
-        for sort in (name, f"-{name}"):
-            pages[f"sort={sort}"] = percentile(reads.milliseconds(PAGES, path, sort=sort), 0.99)
+    about_nothing = percentile(reads.by_turns(ROUNDS, "/healthz", {"": {}})[""], 0.5)
+    asked = filters(datetime.now(UTC))
+    counted = {name: query | {"count": "true"} for name, query in asked.items()}
+    sorted_ = {f"sort={way}{name}": {"sort": f"{way}{name}"} for name in SORTS for way in ("", "-")}
+    pages = {name: percentile(took, 0.99) for name, took in reads.by_turns(ROUNDS, path, asked | sorted_).items()}
+    totals = {name: percentile(took, 0.99) for name, took in reads.by_turns(TOTALS, path, counted).items()}
     report.details |= {"pages of the list, p99 in ms": pages, "pages with their exact totals, p99 in ms": totals}
     for what, times, bar in (
         ("a page of the list", pages, PAGE_BAR_MS),
@@ -229,9 +236,9 @@ def _inspected(reads: Reads, about_nothing: float) -> list[Figure]:
     while number < INSPECT_PAGES and "next_cursor" in page:
         late = first | {"cursor": page["next_cursor"]}
         page, number = reads.get(path, **late), number + 1
-    times = [reads.milliseconds(PAGES, path, **query) for query in (first, late, first, late)]
-    one, other = (percentile(times[each] + times[each + 2], 0.99) for each in (0, 1))
-    middle, of_late = (percentile(times[each] + times[each + 2], 0.5) for each in (0, 1))
+    times = reads.by_turns(ROUNDS, path, {1: first, number: late})
+    one, other = (percentile(times[each], 0.99) for each in (1, number))
+    middle, of_late = (percentile(times[each], 0.5) for each in (1, number))
     what = f"of a client with many grants, {INSPECT_LIMIT} a page"
     beside = "an answer about nothing"
     return [

@@ -33,8 +33,47 @@ CREATE TYPE new_user AS (user_key text, granted boolean);
 -- Grants of a user at a client that were issued, and by how much more are open.
 CREATE TYPE counted AS (client_key text, user_key text, issued bigint, opened bigint);
 
+-- A client that came into use, 1, or went out of it, -1.
+CREATE TYPE used AS (client_key text, change int);
+
+CREATE FUNCTION count_used(changes used[]) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    IF changes IS NULL THEN
+        RETURN;
+    END IF;
+    WITH changed AS MATERIALIZED (
+        SELECT l.traits, l.name, l.redirects_key, sum(c.change) AS change
+        FROM unnest(changes) c JOIN standings s USING (client_key)
+        JOIN listed l ON l.registered_position = s.registered_position
+        GROUP BY 1, 2, 3 HAVING sum(c.change) <> 0
+    ), tallied AS (
+        UPDATE tallies t SET in_use = t.in_use + c.change
+        FROM (SELECT traits, sum(change) AS change FROM changed GROUP BY 1) c WHERE t.traits = c.traits
+    ), named AS (
+        UPDATE names t SET in_use = t.in_use + c.change
+        FROM (SELECT name, traits, sum(change) AS change FROM changed GROUP BY 1, 2) c
+        WHERE t.name = c.name AND t.traits = c.traits
+    )
+    UPDATE redirections t SET in_use = t.in_use + c.change
+    FROM (SELECT redirects_key, traits, sum(change) AS change FROM changed GROUP BY 1, 2) c
+    WHERE t.redirects_key = c.redirects_key AND t.traits = c.traits;
+END $$;
+
+-- Those of these clients that are in use now. NULL where none is.
+CREATE FUNCTION now_used(keys text[], change int) RETURNS used[] LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+BEGIN
+    RETURN (
+        SELECT array_agg((s.client_key, change)::used) FROM standings s
+        WHERE s.client_key = ANY(keys) AND s.active_grants > 0
+    );
+END $$;
+
 CREATE FUNCTION count_grants(changes counted[], granted new_granted[]) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+    turned used[];
 BEGIN
     WITH by_user AS (
         SELECT client_key, user_key, sum(issued) AS issued, sum(opened) AS opened FROM unnest(changes) GROUP BY 1, 2
@@ -63,14 +102,20 @@ BEGIN
         ON CONFLICT (client_key) DO UPDATE SET grants = s.grants + excluded.grants,
             open_grants = s.open_grants + excluded.open_grants, open_users = s.open_users + excluded.open_users,
             last_granted_at = greatest(s.last_granted_at, excluded.last_granted_at)
-        RETURNING client_key, status
+        RETURNING client_key, status, open_grants
+    ), summed AS (
+        UPDATE totals t SET grants = t.grants + c.issued, active_grants = t.active_grants + c.opened
+        FROM (
+            SELECT coalesce(sum(issued), 0) AS issued,
+                coalesce(sum(opened) FILTER (WHERE status = 'active'), 0) AS opened
+            FROM by_client JOIN counted USING (client_key)
+        ) c
+        WHERE c.issued <> 0 OR c.opened <> 0
     )
-    UPDATE totals t SET grants = t.grants + c.issued, active_grants = t.active_grants + c.opened
-    FROM (
-        SELECT coalesce(sum(issued), 0) AS issued, coalesce(sum(opened) FILTER (WHERE status = 'active'), 0) AS opened
-        FROM by_client JOIN counted USING (client_key)
-    ) c
-    WHERE c.issued <> 0 OR c.opened <> 0;
+    SELECT array_agg((client_key, sign(b.opened))::used) INTO turned
+    FROM by_client b JOIN counted c USING (client_key)
+    WHERE c.status = 'active' AND (c.open_grants > 0) <> (c.open_grants - b.opened > 0);
+    PERFORM count_used(turned);
 END $$;
 
 CREATE FUNCTION apply_log(
@@ -83,12 +128,23 @@ CREATE FUNCTION apply_log(
 SET random_page_cost = 1.1 AS $$
 #variable_conflict use_column
 DECLARE
+    keys text[];
     touched listed[];
     changes counted[] := '{}';
     more counted[];
 BEGIN
     INSERT INTO hours SELECT * FROM unnest(new_hours)
     ON CONFLICT (hour, type) DO UPDATE SET events = hours.events + excluded.events;
+
+    IF cardinality(new_clients) > 0 OR cardinality(new_metadata) > 0 OR cardinality(new_gates) > 0 THEN
+        SELECT array_agg(client_key) INTO keys FROM (
+            SELECT client_key FROM unnest(new_clients)
+            UNION SELECT client_key FROM unnest(new_metadata)
+            UNION SELECT client_key FROM unnest(new_gates)
+        ) t;
+        -- While it is known under which name they were counted.
+        PERFORM count_used(now_used(keys, -1));
+    END IF;
 
     IF cardinality(new_hosts) > 0 THEN
         INSERT INTO redirect_hosts SELECT * FROM unnest(new_hosts) ON CONFLICT DO NOTHING;
@@ -165,16 +221,12 @@ BEGIN
         FROM (SELECT sum(more) AS more FROM changed) c WHERE c.more <> 0;
     END IF;
 
-    IF cardinality(new_clients) > 0 OR cardinality(new_metadata) > 0 OR cardinality(new_gates) > 0 THEN
+    IF keys IS NOT NULL THEN
         -- From the rows as they are by now: whatever of this happened to a client, and in whichever order.
         SELECT array_agg(
             (n.registered_position, n.client_key, n.created_at, n.traits, n.name, n.redirects_key, n.labels)::listed
         ) INTO touched
-        FROM (
-            SELECT client_key FROM unnest(new_clients)
-            UNION SELECT client_key FROM unnest(new_metadata)
-            UNION SELECT client_key FROM unnest(new_gates)
-        ) t JOIN to_list n USING (client_key);
+        FROM unnest(keys) AS client_key JOIN to_list n USING (client_key);
         INSERT INTO redirections (redirects_key, traits, clients, redirects, hosts)
         SELECT t.redirects_key, t.traits, 0, n.redirects, n.hosts
         FROM (
@@ -191,6 +243,7 @@ BEGIN
         FROM unnest(touched) n
         WHERE l.registered_position = n.registered_position AND (l.traits, l.name, l.redirects_key, l.labels)
             IS DISTINCT FROM (n.traits, n.name, n.redirects_key, n.labels);
+        PERFORM count_used(now_used(keys, 1));
     END IF;
 
     IF cardinality(new_grants) > 0 THEN

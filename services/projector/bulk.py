@@ -323,6 +323,10 @@ _FIRST_ISSUED: Final = """
     ) f
     WHERE g.client_key = f.client_key AND g.grant_key = f.grant_key AND g.issued_position > f.position
 """
+_COUNTS: Final = """
+    count(*) AS clients, count(*) FILTER (WHERE s.active_grants > 0) AS in_use
+    FROM listed l JOIN standings s USING (registered_position)
+"""
 _ROWS: Final = {
     "redirect_hosts": Rows(
         "loaded_hosts",
@@ -400,24 +404,25 @@ _ROWS: Final = {
         ("clients",),
     ),
     "tallies": Rows(
-        "loaded_clients", "INSERT INTO tallies SELECT traits, count(*) FROM listed GROUP BY traits", ("listed",)
+        "loaded_clients",
+        f"INSERT INTO tallies (traits, clients, in_use) SELECT l.traits, {_COUNTS} GROUP BY 1",
+        ("listed", "standings"),
     ),
     "names": Rows(
         "loaded_clients",
-        "INSERT INTO names SELECT name, traits, count(*) FROM listed GROUP BY name, traits",
-        ("listed",),
+        f"INSERT INTO names (name, traits, clients, in_use) SELECT l.name, l.traits, {_COUNTS} GROUP BY 1, 2",
+        ("listed", "standings"),
     ),
     "redirections": Rows(
         "loaded_clients",
-        """
-        INSERT INTO redirections (redirects_key, traits, clients, redirects, hosts)
-        SELECT l.redirects_key, l.traits, l.clients, n.redirects, n.hosts
+        f"""
+        INSERT INTO redirections (redirects_key, traits, clients, in_use, redirects, hosts)
+        SELECT l.redirects_key, l.traits, l.clients, l.in_use, n.redirects, n.hosts
         FROM (
-            SELECT redirects_key, traits, count(*) AS clients, min(registered_position) AS registered_position
-            FROM listed GROUP BY redirects_key, traits
+            SELECT l.redirects_key, l.traits, min(registered_position) AS registered_position, {_COUNTS} GROUP BY 1, 2
         ) l JOIN to_list n USING (registered_position)
         """,
-        ("listed",),
+        ("listed", "standings"),
     ),
     "grants": Rows(
         "loaded_grants",

@@ -35,7 +35,10 @@ else:
     Pool = asyncpg.Pool
 
 SCHEMA_SQL: Final = "".join(
-    (files("projector") / each).read_text("utf-8").replace(":traits", traits.COLUMN)
+    (files("projector") / each)
+    .read_text("utf-8")
+    .replace(":traits", traits.COLUMN)
+    .replace(":closed", traits.is_closed())
     for each in ("schema.sql", "apply.sql")
 )
 _RULES: Final = sorted(

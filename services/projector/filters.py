@@ -48,7 +48,12 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
     @property
     def asks_of_standing(self) -> bool:
         """Whether it asks of what changes all the time."""
-        return self.last_activity_before is not None or self.asks_of_grants or traits.TIMELY_FLAG in self.flags
+        return self.asks_of_grants or self.asks_of_activity
+
+    @property
+    def asks_of_activity(self) -> bool:
+        """Whether it asks when clients were used: what no tally can tell."""
+        return self.last_activity_before is not None or traits.TIMELY_FLAG in self.flags
 
     @property
     def asks_of_redirects(self) -> bool:
@@ -63,7 +68,7 @@ class ClientFilter(Struct, frozen=True, kw_only=True):
     @property
     def is_of_closed(self) -> bool:
         """Whether all that it finds are suspended, or all deleted. No grant of these is active."""
-        return self.status in {"suspended", "deleted"}
+        return self.status in traits.CLOSED
 
     @property
     def contradicts_itself(self) -> bool:
@@ -102,6 +107,13 @@ def asks_of_traits(wanted: ClientFilter) -> bool:
     where = Where()
     of_traits(where, structs.replace(wanted, status="any"))
     return bool(where)
+
+
+def tallied(wanted: ClientFilter) -> str:
+    """Of `l` of a tally: how many of its clients are as asked for, of all that tallies tell."""
+    if not wanted.asks_of_grants:
+        return "l.clients"
+    return "l.in_use" if wanted.has_active_grants else "l.clients - l.in_use"
 
 
 def of_labels(where: Where, wanted: ClientFilter) -> None:
@@ -193,7 +205,7 @@ NEVER_USED: Final = f"""
 """
 _TRAITS: Final = traits.CONDITIONS
 _STATES: Final[Mapping[str, str]] = {
-    "active": traits.lacks("suspended", "deleted"),
+    "active": traits.lacks(*traits.CLOSED),
     "suspended": f"{traits.has('suspended')} AND {traits.lacks('deleted')}",
     "deleted": traits.has("deleted"),
 }

@@ -105,11 +105,8 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
 async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
     if wanted.asks_of_others:
         return await _among_all(connection, wanted, order)
-    looked_at = [LOOKED_AT]
-    if order.column != "registered_position":  # which no index has with all that is looked at
-        looked_at.append(FARTHER * LOOKED_AT)
     if wanted.name is None and not wanted.asks_of_redirects:
-        rows = await _along(connection, wanted, order, {}, looked_at.pop(0))
+        rows = await _along(connection, wanted, order, {}, LOOKED_AT)
         if rows is not None:
             return rows
     held = await _held(connection, wanted, order)
@@ -119,7 +116,7 @@ async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) 
     if held[by].most > FEW:
         if wanted.name is not None and order.column == "name":
             return await _along_names(connection, wanted, order)
-        rows = await _along(connection, wanted, order, held, *looked_at)
+        rows = await _along(connection, wanted, order, held, FARTHER * LOOKED_AT)
         if rows is not None:
             return rows
     return await _far_back(connection, wanted, order, by, held)
@@ -139,15 +136,12 @@ async def _far_back(
 
 
 async def _along(
-    connection: AnyConnection, wanted: ClientFilter, order: _Order, held: Mapping[By, Held], *looked_at: int
+    connection: AnyConnection, wanted: ClientFilter, order: _Order, held: Mapping[By, Held], looked_at: int
 ) -> list[Row] | None:
-    """The first that pass of so many rows along the order, or of so many; None where too few of these do."""
+    """The first that pass of so many rows along the order; None where too few of these do."""
     along = _along_listed if order.of == "l" else _along_standings
-    for most in looked_at:
-        rows = await along(connection, wanted, order, most, held)
-        if len(rows) == order.limit:
-            return rows
-    return None
+    rows = await along(connection, wanted, order, looked_at, held)
+    return rows if len(rows) == order.limit else None
 
 
 async def _along_listed(
@@ -157,10 +151,7 @@ async def _along_listed(
     looked_at: int | None,
     held: Mapping[By, Held],
 ) -> list[Row]:
-    """The first that pass of so many rows along the order; None: of all.
-
-    By an index alone, but in the order of registration.
-    """
+    """The first that pass of so many rows along the order, by an index alone; None: of all."""
     inside = _on_the_way(wanted, order)
     where = Where(inside.parameters)
     _of_listed(where, wanted)
@@ -309,8 +300,7 @@ async def _of_all(connection: AnyConnection, where: Where, wanted: ClientFilter,
 
 async def _held(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> dict[By, Held]:
     """How many clients have each of the things that are asked for."""
-    of_traits = await _of_tallies(connection, wanted)
-    held: dict[By, Held] = {"traits": Held(of_traits, of_traits)}
+    held: dict[By, Held] = {"traits": await _having_traits(connection, wanted)}
     if wanted.name is not None:
         held["names"] = await _having(connection, wanted, "names")
     if wanted.asks_of_redirects:
@@ -328,6 +318,20 @@ async def _held(connection: AnyConnection, wanted: ClientFilter, order: _Order) 
     return held
 
 
+async def _having_traits(connection: AnyConnection, wanted: ClientFilter) -> Held:
+    """How many have the traits that are asked for."""
+    where = _with_traits(wanted)
+    row = await connection.fetchrow(
+        f"""
+        SELECT coalesce(sum({filters.tallied(wanted)}), 0)::bigint, coalesce(sum(l.clients), 0)::bigint
+        FROM tallies l WHERE {where}
+        """,
+        *where.parameters,
+    )
+    assert row is not None
+    return Held(*row)
+
+
 async def _having(connection: AnyConnection, wanted: ClientFilter, table: Texts) -> Held:
     """Which texts are those asked for, and how many clients have them, unless those are many."""
     where = Where()
@@ -336,15 +340,15 @@ async def _having(connection: AnyConnection, wanted: ClientFilter, table: Texts)
     filters.of_traits(passing, wanted)
     rows = await connection.fetch(
         f"""
-        SELECT l.{_TEXT[table][0]} AS text, l.clients, ({passing}) AS passing FROM {table} l
-        WHERE {where} LIMIT {TEXTS + 1}
+        SELECT l.{_TEXT[table][0]} AS text, l.clients, {filters.tallied(wanted)} AS fit, ({passing}) AS passing
+        FROM {table} l WHERE {where} LIMIT {TEXTS + 1}
         """,
         *where.parameters,
     )
     if len(rows) > TEXTS:
         return Held(None, None)
-    texts = {each["text"] for each in rows if each["passing"]}
-    clients = sum(each["clients"] for each in rows if each["passing"])
+    texts = {each["text"] for each in rows if each["passing"] and each["fit"]}
+    clients = sum(each["fit"] for each in rows if each["passing"])
     return Held(clients, sum(each["clients"] for each in rows if each["text"] in texts), list(texts))
 
 
@@ -356,15 +360,15 @@ async def _few(connection: AnyConnection, source: str, where: Where, *, most: in
     return None if count > most else count
 
 
-async def _of_tallies(connection: AnyConnection, wanted: ClientFilter) -> int:
+async def _sum(connection: AnyConnection, table: str, where: Where, clients: str = "l.clients") -> int:
+    query = f"SELECT coalesce(sum({clients}), 0)::bigint FROM {table} l WHERE {where}"
+    return cast("int", await connection.fetchval(query, *where.parameters))
+
+
+def _with_traits(wanted: ClientFilter) -> Where:
     where = Where()
     filters.of_traits(where, wanted)
-    return await _sum(connection, "tallies", where)
-
-
-async def _sum(connection: AnyConnection, table: str, where: Where) -> int:
-    query = f"SELECT coalesce(sum(l.clients), 0)::bigint FROM {table} l WHERE {where}"
-    return cast("int", await connection.fetchval(query, *where.parameters))
+    return where
 
 
 def _texts(wanted: ClientFilter, table: Texts, parameters: list[object] | None = None) -> Where:
@@ -392,16 +396,21 @@ async def total(connection: AnyConnection, wanted: ClientFilter) -> int:
     if wanted.asks_of_others:
         return await _counted_among_all(connection, wanted)
     texts = (wanted.name is not None) + wanted.asks_of_redirects
-    if wanted.asks_of_standing:
-        if texts or filters.asks_of_traits(wanted):
-            return await _counted(connection, wanted)
+    if not wanted.asks_of_activity and not wanted.asks_of_time and texts < 2:
+        return await _tallied(connection, wanted)
+    if wanted.asks_of_standing and not texts and not filters.asks_of_traits(wanted):
         return await _counted_of_standings(connection, wanted)
-    if wanted.asks_of_time or texts > 1:
-        return await _counted(connection, wanted)
-    if texts:
-        table: Texts = "redirections" if wanted.name is None else "names"
-        return await _sum(connection, table, _texts(wanted, table))
-    return await _of_tallies(connection, wanted)
+    return await _counted(connection, wanted)
+
+
+async def _tallied(connection: AnyConnection, wanted: ClientFilter) -> int:
+    """By one of the tables that say how many clients are alike."""
+    clients = filters.tallied(wanted)
+    if wanted.name is not None:
+        return await _sum(connection, "names", _texts(wanted, "names"), clients)
+    if wanted.asks_of_redirects:
+        return await _sum(connection, "redirections", _texts(wanted, "redirections"), clients)
+    return await _sum(connection, "tallies", _with_traits(wanted), clients)
 
 
 async def _counted_of_standings(connection: AnyConnection, wanted: ClientFilter) -> int:
@@ -458,7 +467,7 @@ async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
     elif wanted.asks_of_redirects:
         having = await _sum(connection, "redirections", _texts(wanted, "redirections"))
     else:
-        having = await _of_tallies(connection, wanted)
+        having = await _sum(connection, "tallies", _with_traits(wanted))
         if having <= SORTED:
             filters.of_labels(where, wanted)
     filters.of_traits(where, wanted)
@@ -535,6 +544,8 @@ def _on_the_way(wanted: ClientFilter, order: _Order) -> Where:
     match order.sort.expression:
         case "l.created_at":
             filters.of_time(where, wanted, "l")
+        case "l.registered_position":  # in an index of those alone
+            where.add(traits.has_any(*traits.CLOSED))
         case "s.created_at":  # in an index of those alone
             filters.of_time(where, wanted, "s")
             where.add(filters.NEVER_USED if never_used else "s.active_grants > 0")

@@ -475,7 +475,7 @@ async def totals(connection: AnyConnection) -> Totals:
     row = await connection.fetchrow(
         f"""
         WITH gates AS (
-            SELECT t.traits & {traits.mask("suspended", "deleted")} AS gate, t.clients FROM tallies t
+            SELECT t.traits & {traits.mask(*traits.CLOSED)} AS gate, t.clients FROM tallies t
         )
         SELECT coalesce(sum(clients), 0)::bigint AS clients,
             coalesce(sum(clients) FILTER (WHERE gate = 0), 0)::bigint AS active_clients,

@@ -53,8 +53,7 @@ CREATE TABLE listed (
     -- Of `redirections`.
     redirects_key uuid NOT NULL,
     labels text[] NOT NULL
-    -- What is read along an order, and counted, are indexes alone, where pages of this are known to be seen by all. Not so
-    -- the order of registration, which hardly anybody asks for.
+    -- What is read along an order, and counted, are indexes alone, where pages of this are known to be seen by all.
 ) WITH (fillfactor = 90, autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE VIEW to_list AS
@@ -80,19 +79,25 @@ CROSS JOIN LATERAL (
 CREATE INDEX listed_by_created_at ON listed (created_at, registered_position) INCLUDE (traits, name, redirects_key);
 CREATE INDEX listed_by_name ON listed (name, registered_position) INCLUDE (traits, created_at, redirects_key);
 CREATE INDEX listed_by_redirects ON listed (redirects_key, registered_position) INCLUDE (traits, created_at, name);
+-- Those without active grants stand as they came where they are sorted by these.
+CREATE INDEX listed_closed ON listed (registered_position) INCLUDE (traits, name, created_at, redirects_key)
+    WHERE :closed;
 CREATE INDEX listed_by_labels ON listed USING gin (labels);
 
 -- How many clients have just these traits; how many of each name; and of all that one redirects to. Agents are alike by
 -- the thousand, so these are small, however many clients there are: lists are counted by them, and texts looked for here.
+-- In use are those with active grants, as `standings` counts these: see `count_used`.
 CREATE TABLE tallies (
     traits integer PRIMARY KEY,
-    clients bigint NOT NULL
+    clients bigint NOT NULL,
+    in_use bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 
 CREATE TABLE names (
     name text NOT NULL,
     traits integer NOT NULL,
     clients bigint NOT NULL,
+    in_use bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (name, traits)
 ) WITH (fillfactor = 80);
 
@@ -100,6 +105,7 @@ CREATE TABLE redirections (
     redirects_key uuid NOT NULL,
     traits integer NOT NULL,
     clients bigint NOT NULL,
+    in_use bigint NOT NULL DEFAULT 0,
     -- A line each.
     redirects text NOT NULL,
     -- With their parent domains.

@@ -34,6 +34,8 @@ CONDITIONS: Final[Mapping[str, str]] = _conditions()
 """Each trait by its name, as it is told from the columns. Its place here is its bit."""
 COLUMN: Final = " | ".join(f"(({said})::int << {bit})" for bit, said in enumerate(CONDITIONS.values()))
 """The column."""
+CLOSED: Final = ("suspended", "deleted")
+"""No grant of a client that has one of these is active."""
 
 
 def mask(*names: str) -> int:
@@ -50,6 +52,11 @@ def has(*names: str) -> str:
 def has_any(*names: str) -> str:
     """At least one of these."""
     return f"(l.traits & {mask(*names)}) > 0"
+
+
+def is_closed() -> str:
+    """Of a row that goes by no name, as indexes have it: that it has one of `CLOSED`."""
+    return f"(traits & {mask(*CLOSED)}) > 0"
 
 
 def lacks(*names: str) -> str:

@@ -45,7 +45,7 @@ _KEYS: Final = {
 }
 _ACTIVITY_COLUMNS: Final = ("last_activity_at", "activity_expires_at", "uses")
 """Not from the log, but from the activity, whose oldest events age out."""
-_COUNTED: Final = ("open", "open_grants", "open_users", "active_grants")
+_COUNTED: Final = ("open", "open_grants", "open_users", "active_grants", "in_use")
 """Not from the log alone, but from the time, too: looked at is whether they agree with each other and the rest."""
 _DAYS: Final = "client_days"
 """From the activity alone. Compared from the first day on of which all is kept."""
@@ -325,6 +325,16 @@ _MISCOUNTED: Final = {
         ) s, (SELECT count(*) AS users FROM users) u
         WHERE (t.grants, t.active_grants, t.users) IS DISTINCT FROM (s.grants, s.active_grants, u.users)
     """,
+    **{
+        table: f"""
+            SELECT t.*, coalesce(c.counted, 0) AS counted FROM {table} t LEFT JOIN (
+                SELECT {_KEYS[table]}, count(*) AS counted FROM to_list JOIN standings s USING (client_key)
+                WHERE s.active_grants > 0 GROUP BY {_KEYS[table]}
+            ) c USING ({_KEYS[table]})
+            WHERE t.in_use <> coalesce(c.counted, 0)
+        """
+        for table in ("tallies", "names", "redirections")
+    },
 }
 """By table, rows whose counts are wrong."""
 

@@ -172,6 +172,8 @@ ASKED: Final[tuple[dict[str, Any], ...]] = (
     {"created_before": NOW - 9 * DAY, "has_active_grants": False, "status": "any"},
     {"created_before": NOW - 20 * DAY, "redirect_host": "agent.example", "has_active_grants": True},
     {"grant_types": ["authorization_code"], "has_active_grants": True},
+    {"redirect_uri": "e", "has_active_grants": False, "status": "any"},
+    {"redirect_host": "flood.example", "has_active_grants": True},
     {"source": "manual"},
     {"source": "dcr", "name": "o", "status": "any"},
     {"source": "manual", "has_active_grants": False, "redirect_uri": "https"},

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from grantbook.events import Event
-from projector import finding, queries
+from projector import finding, queries, traits
 from projector.db import Connection
 from projector.filters import ClientFilter
 from projector.pages import Paging
@@ -63,6 +63,7 @@ class Explaining:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.how = "FORMAT JSON"
         self.plans: list[dict[str, Any]] = []
 
     async def fetch(self, query: str, *values: object) -> Any:
@@ -78,7 +79,7 @@ class Explaining:
         return await self._connection.fetchval(query, *values)
 
     async def _explain(self, query: str, values: tuple[object, ...]) -> None:
-        said = await self._connection.fetchval(f"EXPLAIN (FORMAT JSON) {query}", *values)
+        said = await self._connection.fetchval(f"EXPLAIN ({self.how}) {query}", *values)
         self.plans += [each["Plan"] for each in json.loads(said)]
 
     @property
@@ -166,19 +167,23 @@ async def test_totals_by_traits_read_a_tally_and_no_client(register: Explaining)
     """The same admins: how many there are is exact, and needs none of them to be looked at."""
     for name in COUNTED_BY_TRAITS:
         register.plans.clear()
-        await finding.total(register, ClientFilter(**PAGES[name]))  # type: ignore[arg-type]
-        kinds = {node["Relation Name"] for node in register.nodes if "Scan" in node["Node Type"]}
-        assert kinds == {"tallies"}, (name, kinds)
+        for has_active_grants in (None, True, False):
+            wanted = ClientFilter(**PAGES[name] | {"has_active_grants": has_active_grants})
+            await finding.total(register, wanted)  # type: ignore[arg-type]
+            kinds = {node["Relation Name"] for node in register.nodes if "Scan" in node["Node Type"]}
+            assert kinds <= {"tallies"}, (name, has_active_grants, kinds)
 
 
 async def test_totals_by_a_text_read_those_that_clients_have_and_no_client(register: Explaining) -> None:
     """Admins who count by a part of a name or of a redirect, or by a host: clients are alike by the thousand."""
     for asked in ({"name": "agent"}, {"name": "a"}, {"redirect_uri": "agent.test"}, {"redirect_host": "agent.test"}):
         for status in ("active", "any"):
-            register.plans.clear()
-            assert await finding.total(register, ClientFilter(**asked, status=status)) > CLIENTS / 2  # type: ignore[arg-type]
-            tables = {node["Relation Name"] for node in register.nodes if "Relation Name" in node}
-            assert tables == {"names" if "name" in asked else "redirections"}, (asked, status)
+            for has_active_grants, most in ((None, CLIENTS), (False, 3 * CLIENTS / 4), (True, CLIENTS / 4)):
+                register.plans.clear()
+                wanted = ClientFilter(**asked, status=status, has_active_grants=has_active_grants)  # type: ignore[arg-type]
+                assert 0.9 * most < await finding.total(register, wanted) <= most  # type: ignore[arg-type]
+                tables = {node["Relation Name"] for node in register.nodes if "Relation Name" in node}
+                assert tables == {"names" if "name" in asked else "redirections"}, (wanted, tables)
 
 
 async def test_totals_by_two_texts_or_a_time_read_indexes_of_clients_alone(register: Explaining) -> None:
@@ -209,25 +214,36 @@ async def test_what_few_clients_have_is_asked_before_any_client_is_looked_at(reg
 
 async def test_a_page_of_what_many_have_looks_at_so_many_rows_along_its_order(register: Explaining) -> None:
     """The same admins: the first page of a common name is there at once, by an index alone."""
+    register.how = "ANALYZE, FORMAT JSON"
     for sort in ("created_at", "-created_at"):
         register.plans.clear()
         paging = Paging(sort, 50, None, count=False, key=KEY)
         await queries.clients(register, ClientFilter(name="agent", redirect_host="agent.test"), paging)  # type: ignore[arg-type]
         walks = [node for node in register.nodes if node.get("Index Name") == "listed_by_created_at"]
         assert {node["Node Type"] for node in walks} == {"Index Only Scan"}
-        limits = [node["Plan Rows"] for node in register.nodes if node["Node Type"] == "Limit"]
-        assert max(limits) <= finding.LOOKED_AT
+        assert 50 < sum(node["Actual Rows"] for node in walks) <= finding.LOOKED_AT
+        assert max(node["Actual Rows"] * node["Actual Loops"] for node in register.nodes) <= finding.LOOKED_AT
+
+
+async def test_closed_clients_by_their_grants_are_read_along_an_index_of_these(register: Explaining) -> None:
+    """Admins who look at what was deleted: none of it has active grants, and it stands far behind what is in use."""
+    for status in traits.CLOSED:
+        register.plans.clear()
+        paging = Paging("-active_grants", 50, None, count=False, key=KEY)
+        await queries.clients(register, ClientFilter(status=status), paging)  # type: ignore[arg-type]
+        walks = [node for node in register.nodes if node.get("Index Name") == "listed_closed"]
+        assert {node["Node Type"] for node in walks} == {"Index Only Scan"}, status
 
 
 async def test_totals_of_what_changes_all_the_time_read_its_table_alone(register: Explaining) -> None:
-    """Admins who look for what is in use, and what is not: filters as the API has them, its empty lists included."""
-    for name in ("with grants", "unused for long"):
-        for status in ("active", "any"):
+    """Admins who look for what was used, and what was not: filters as the API has them, its empty lists included."""
+    for status in ("active", "any"):
+        for has_active_grants in (None, True, False):
             register.plans.clear()
-            wanted = ClientFilter(**PAGES[name] | {"status": status}, flags=[], grant_types=[])
-            await finding.total(register, wanted)  # type: ignore[arg-type]
+            asked = {**PAGES["unused for long"], "status": status, "has_active_grants": has_active_grants}
+            await finding.total(register, ClientFilter(**asked, flags=[], grant_types=[]))  # type: ignore[arg-type]
             tables = {node["Relation Name"] for node in register.nodes if "Relation Name" in node}
-            assert tables - {"tallies"} == {"standings"}, (name, status)
+            assert tables - {"tallies"} == {"standings"}, asked
 
 
 async def test_totals_of_the_register_read_two_small_tables(register: Explaining) -> None:

@@ -71,8 +71,11 @@ async def test_what_is_counted_is_what_stands_however_the_log_was_cut(database: 
             assert await verify._miscounted(database) == [], (sequence, size, events)
             seen.append(await database.fetch("SELECT * FROM standings ORDER BY client_key"))
             for table, of in TALLIES.items():
-                kept = await database.fetch(f"SELECT {of}, clients FROM {table} ORDER BY {of}")
-                counted = f"SELECT {of}, count(*) AS clients FROM to_list GROUP BY {of} ORDER BY {of}"
+                kept = await database.fetch(f"SELECT {of}, clients, in_use FROM {table} ORDER BY {of}")
+                counted = f"""
+                    SELECT {of}, count(*) AS clients, count(*) FILTER (WHERE s.active_grants > 0) AS in_use
+                    FROM to_list JOIN standings s USING (client_key) GROUP BY {of} ORDER BY {of}
+                """
                 assert kept == await database.fetch(counted), (table, sequence, size, events)
         assert seen[0] == seen[1] == seen[2], (sequence, events)
         await projections.sweep(database)
@@ -112,6 +115,9 @@ async def test_a_grant_that_lapses_leaves_the_counts_at_once(
         "UPDATE totals SET grants = 0",
         "UPDATE totals SET active_grants = active_grants + 1",
         "UPDATE totals SET users = users + 1",
+        "UPDATE tallies SET in_use = 0",
+        "UPDATE names SET in_use = 2",
+        "UPDATE redirections SET in_use = in_use + 1",
     ],
 )
 async def test_a_count_that_is_wrong_is_found(
