@@ -2,7 +2,8 @@
 -- of it while the next one is made ready.
 --
 -- What the rows are before and after does not depend on how the log was cut into batches: a fact about something applies
--- only where that was recorded before it. Arrays hold each key once, as the batch was folded, but for `new_granted`: when
+-- only where that was recorded before it. Arrays hold each key once, as the batch was folded, but for `new_gates` and
+-- `new_revocations`, twice where there is one before and one behind that which they are about, and for `new_granted`: when
 -- grants were issued or extended, but for those in `new_grants`.
 
 CREATE TYPE new_client AS (
@@ -33,8 +34,8 @@ CREATE TYPE new_user AS (user_key text, granted boolean);
 -- Grants of a user at a client that were issued, and by how much more are open.
 CREATE TYPE counted AS (client_key text, user_key text, issued bigint, opened bigint);
 
--- A client that came into use, 1, or went out of it, -1.
-CREATE TYPE used AS (client_key text, change int);
+-- Under what a client is counted that came into use, 1, or went out of it, -1.
+CREATE TYPE used AS (traits int, name text, redirects_key uuid, change int);
 
 CREATE FUNCTION count_used(changes used[]) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -43,29 +44,31 @@ BEGIN
         RETURN;
     END IF;
     WITH changed AS MATERIALIZED (
-        SELECT l.traits, l.name, l.redirects_key, sum(c.change) AS change
-        FROM unnest(changes) c JOIN standings s USING (client_key)
-        JOIN listed l ON l.registered_position = s.registered_position
-        GROUP BY 1, 2, 3 HAVING sum(c.change) <> 0
+        SELECT traits, name, redirects_key, sum(change) AS change FROM unnest(changes)
+        GROUP BY 1, 2, 3 HAVING sum(change) <> 0
     ), tallied AS (
         UPDATE tallies t SET in_use = t.in_use + c.change
-        FROM (SELECT traits, sum(change) AS change FROM changed GROUP BY 1) c WHERE t.traits = c.traits
+        FROM (SELECT traits, sum(change) AS change FROM changed GROUP BY 1 HAVING sum(change) <> 0) c
+        WHERE t.traits = c.traits
     ), named AS (
         UPDATE names t SET in_use = t.in_use + c.change
-        FROM (SELECT name, traits, sum(change) AS change FROM changed GROUP BY 1, 2) c
+        FROM (SELECT name, traits, sum(change) AS change FROM changed GROUP BY 1, 2 HAVING sum(change) <> 0) c
         WHERE t.name = c.name AND t.traits = c.traits
     )
     UPDATE redirections t SET in_use = t.in_use + c.change
-    FROM (SELECT redirects_key, traits, sum(change) AS change FROM changed GROUP BY 1, 2) c
+    FROM (
+        SELECT redirects_key, traits, sum(change) AS change FROM changed GROUP BY 1, 2 HAVING sum(change) <> 0
+    ) c
     WHERE t.redirects_key = c.redirects_key AND t.traits = c.traits;
 END $$;
 
--- Those of these clients that are in use now. NULL where none is.
+-- Under what those of these clients are counted that are in use. NULL where none is.
 CREATE FUNCTION now_used(keys text[], change int) RETURNS used[] LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 BEGIN
     RETURN (
-        SELECT array_agg((s.client_key, change)::used) FROM standings s
+        SELECT array_agg((l.traits, l.name, l.redirects_key, change)::used)
+        FROM standings s JOIN listed l ON l.registered_position = s.registered_position
         WHERE s.client_key = ANY(keys) AND s.active_grants > 0
     );
 END $$;
@@ -102,7 +105,7 @@ BEGIN
         ON CONFLICT (client_key) DO UPDATE SET grants = s.grants + excluded.grants,
             open_grants = s.open_grants + excluded.open_grants, open_users = s.open_users + excluded.open_users,
             last_granted_at = greatest(s.last_granted_at, excluded.last_granted_at)
-        RETURNING client_key, status, open_grants
+        RETURNING client_key, status, open_grants, registered_position
     ), summed AS (
         UPDATE totals t SET grants = t.grants + c.issued, active_grants = t.active_grants + c.opened
         FROM (
@@ -112,8 +115,8 @@ BEGIN
         ) c
         WHERE c.issued <> 0 OR c.opened <> 0
     )
-    SELECT array_agg((client_key, sign(b.opened))::used) INTO turned
-    FROM by_client b JOIN counted c USING (client_key)
+    SELECT array_agg((l.traits, l.name, l.redirects_key, sign(b.opened))::used) INTO turned
+    FROM by_client b JOIN counted c USING (client_key) JOIN listed l ON l.registered_position = c.registered_position
     WHERE c.status = 'active' AND (c.open_grants > 0) <> (c.open_grants - b.opened > 0);
     PERFORM count_used(turned);
 END $$;
@@ -130,6 +133,7 @@ SET random_page_cost = 1.1 AS $$
 DECLARE
     keys text[];
     touched listed[];
+    uses used[];
     changes counted[] := '{}';
     more counted[];
 BEGIN
@@ -142,8 +146,7 @@ BEGIN
             UNION SELECT client_key FROM unnest(new_metadata)
             UNION SELECT client_key FROM unnest(new_gates)
         ) t;
-        -- While it is known under which name they were counted.
-        PERFORM count_used(now_used(keys, -1));
+        uses := now_used(keys, -1);
     END IF;
 
     IF cardinality(new_hosts) > 0 THEN
@@ -209,11 +212,16 @@ BEGIN
     IF cardinality(new_gates) > 0 THEN
         UPDATE clients c SET suspended_position = n.suspended_position, deleted_position = n.deleted_position,
             deleted_at = n.deleted_at
-        FROM unnest(new_gates) n
-        WHERE c.client_key = n.client_key AND c.registered_position < n.position AND c.deleted_position IS NULL;
+        FROM (
+            SELECT DISTINCT ON (client_key) g.* FROM unnest(new_gates) g JOIN clients USING (client_key)
+            WHERE position > registered_position
+            ORDER BY client_key, g.deleted_position, position DESC  -- those without a deletion come last
+        ) n
+        WHERE c.client_key = n.client_key AND c.deleted_position IS NULL;
         WITH changed AS (
             UPDATE standings s SET status = n.status
-            FROM unnest(new_gates) g JOIN to_list n USING (client_key) JOIN standings o USING (client_key)
+            FROM (SELECT DISTINCT client_key FROM unnest(new_gates)) g
+            JOIN to_list n USING (client_key) JOIN standings o USING (client_key)
             WHERE s.client_key = n.client_key AND o.status <> n.status
             RETURNING s.active_grants - o.active_grants AS more
         )
@@ -243,7 +251,7 @@ BEGIN
         FROM unnest(touched) n
         WHERE l.registered_position = n.registered_position AND (l.traits, l.name, l.redirects_key, l.labels)
             IS DISTINCT FROM (n.traits, n.name, n.redirects_key, n.labels);
-        PERFORM count_used(now_used(keys, 1));
+        PERFORM count_used(uses || now_used(keys, 1));
     END IF;
 
     IF cardinality(new_grants) > 0 THEN
@@ -281,10 +289,11 @@ BEGIN
             UPDATE grants g SET revoked_position = n.position, revoked_at = n.at, revoked_reason = n.reason,
                 open = false
             FROM (
-                SELECT n.*, o.open AS was_open
+                SELECT DISTINCT ON (n.client_key, n.grant_key) n.*, o.open AS was_open
                 FROM unnest(new_revocations) n
                 JOIN grants o ON o.client_key = n.client_key AND o.grant_key = n.grant_key
                     AND o.issued_position < n.position AND o.revoked_position IS NULL
+                ORDER BY n.client_key, n.grant_key, n.position
             ) n
             WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key
             RETURNING g.client_key, g.user_key, n.was_open

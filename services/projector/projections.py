@@ -81,12 +81,14 @@ class LogBatch(Struct):
     metadata: dict[str, Row] = {}
     hosts: dict[str, Row] = {}
     """Of every registration and change, the ones that are overtaken in the batch too."""
-    client_gates: dict[str, ClientGate] = {}
+    client_gates: dict[tuple[str, bool], ClientGate] = {}
+    """By client, and whether the batch registered it before: if it was not before that, nothing earlier counts."""
     grants: dict[GrantKey, Row] = {}
     extensions: dict[GrantKey, Row] = {}
     granted: list[Row] = []
     """When grants were issued or extended, but for those in `grants`."""
-    revocations: dict[GrantKey, Row] = {}
+    revocations: dict[tuple[str, str, bool], Row] = {}
+    """By grant, and whether the batch issued it before: the same."""
     users: dict[str, bool] = {}
     """Whether they let a client in."""
     cut_offs: dict[tuple[str, int], Row] = {}
@@ -157,7 +159,8 @@ def fold(  # noqa: C901, PLR0912, PLR0915  one case an event type
             batch.granted.append((client, position, event.at))
         case GrantRevoked():
             client, grant, user = map(subjects.token, (event.client_id, event.grant_id, event.user_id))
-            batch.revocations.setdefault((client, grant), (client, grant, position, at, _text(event.reason)))
+            which = (client, grant, (client, grant) in batch.grants)
+            batch.revocations.setdefault(which, (client, grant, position, at, _text(event.reason)))
         case ClientRegistered():
             client = subjects.token(event.client_id)
             judged = _fold_metadata(batch, event.metadata, position, at)
@@ -204,9 +207,10 @@ def _fold_metadata(batch: LogBatch, metadata: ClientMetadata, position: int, at:
 
 
 def _fold_gate(batch: LogBatch, gate: ClientGate) -> None:
-    before = batch.client_gates.get(gate.client_key)
+    which = (gate.client_key, gate.client_key in batch.clients)
+    before = batch.client_gates.get(which)
     if before is None or before.deleted_position is None:  # nothing follows a deletion
-        batch.client_gates[gate.client_key] = gate
+        batch.client_gates[which] = gate
 
 
 def _lapse(expires_at: datetime, grace: timedelta) -> datetime:
@@ -272,6 +276,9 @@ async def apply(connection: AnyConnection, batch: LogBatch) -> None:
 
 async def sweep(connection: AnyConnection) -> int:
     """Close grants whose time is over, at most `SWEPT_AT_ONCE`; how many. In a transaction."""
+    # Of a batch that another projector is applying, because it does not know yet that it lost its lock, all is seen or
+    # nothing: under which name a client is counted must be what the counts are made from.
+    await connection.execute("SELECT FROM checkpoints WHERE read_model = 'log' FOR NO KEY UPDATE")
     closed: int = await connection.fetchval("SELECT close_lapsed($1)", SWEPT_AT_ONCE)
     return closed
 

@@ -52,6 +52,8 @@ def eventful() -> list[Event]:
     # What no registry writes: facts about what is not there, or not there yet.
     late = given.issued("late", "g", "u3")
     odd: list[Event] = [given.revoked("late", "g", "u3"), late, moved("late", hosts[0]), given.suspended("late")]
+    odd += [given.revoked("late", "g", "u3"), given.deleted("early"), given.registered("early")]
+    odd += [given.issued("early", "g", "u3"), given.suspended("early"), given.deleted("early")]
     return [*odd, *events, given.registered("late"), given.issued("never", "g", "u4"), moved("never", hosts[1])]
 
 
