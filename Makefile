@@ -7,7 +7,7 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 # More than cores: much of what tests do is wait for servers.
-WORKERS ?= 5
+WORKERS ?= 4
 # Dozens of processes start in a run of the tests: each would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
@@ -17,6 +17,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 INSTALL = $(BIN)/uv pip install -q --no-cache --python $(BIN)/python --compile-bytecode --require-hashes -r $< || \
 	{ echo 'uv could not install: trying pip, which takes longer' >&2; $(PIP) install --force-reinstall --require-hashes -r $<; }
 LOCK := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+# The files that have tests of a kind: to import all others takes each process five seconds.
+having = $$(grep -rl --include='test_*.py' 'mark\.$(1)' tests)
 TYPED := $(wildcard contracts services deploy examples tests benchmarks)
 
 # A .venv whose Python is gone (moved, upgraded away) is made anew.
@@ -42,22 +44,22 @@ screenshots: .venv/dev.stamp .venv/editable.stamp ## Take the README's pictures 
 	$(BIN)/python -m tests.console.screenshots
 
 test-faults: .venv/dev.stamp .venv/editable.stamp ## Run the tests that race and kill servers and processes
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m faults
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m faults $(call having,faults)
 
 test-browser: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test-browser: .venv/dev.stamp .venv/editable.stamp ## Run the tests of the console's pages, and all that ask a browser (Debian's chromium)
 	npm ci --prefix tests/console/axe --ignore-scripts --no-audit --no-fund --loglevel=error
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m browser
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m browser $(call having,browser)
 
 test-agents: export PATH := $(CURDIR)/$(BIN):$(PATH)
 test-agents: .venv/dev.stamp .venv/editable.stamp ## Run the tests with real agents of npm
 	npm ci --prefix tests/agents --ignore-scripts --no-audit --no-fund --loglevel=error
 	npm ci --prefix tests/console/provider --ignore-scripts --no-audit --no-fund --loglevel=error
 	npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund --loglevel=error
-	$(BIN)/python -m pytest -q -m agents
+	$(BIN)/python -m pytest -q -m agents $(call having,agents)
 
 test-fuzz: .venv/dev.stamp .venv/editable.stamp ## Run 5,000 hostile inputs, and a flood of 20,000 registrations
-	$(BIN)/python -m pytest -q -m fuzz $(ONLY)
+	$(BIN)/python -m pytest -q -m fuzz $(or $(ONLY),$(call having,fuzz))
 
 fuzz: .venv/dev.stamp .venv/editable.stamp ## The same with 100,000 inputs: about half an hour
 	GRANTBOOK_INPUTS=100000 $(BIN)/python -m pytest -q -m fuzz tests/system/test_fuzz.py

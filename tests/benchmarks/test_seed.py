@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from benchmarks import figures, plots
+from benchmarks import figures
 from benchmarks.figures import Figure, Report
 from benchmarks.seed import GIANT, History
 from grantbook.events import ClientDeleted, ClientRegistered, GrantIssued, GrantRevoked
@@ -53,6 +53,8 @@ def test_a_history_can_happen() -> None:
 
 def test_a_report_is_read_as_it_was_written_and_drawn_the_same_again(tmp_path: Path) -> None:
     """Readers of the record: plots change where figures do, and nowhere else."""
+    from benchmarks import plots  # noqa: PLC0415  it takes a second, which only the process that runs this shall pay
+
     report = Report(
         "2 cores",
         0.1,
