@@ -72,8 +72,11 @@ def main(
         try:
             if clients:
                 say(f"a register of {clients:,} clients and {grants:,} grants")
-                with limitless(place / "scale", log_max_bytes=LOG_BYTES) as servers:
-                    scale(servers, report, clients=clients, grants=grants, seconds=seconds)
+                with (
+                    limitless(place / "scale", log_max_bytes=LOG_BYTES) as servers,
+                    limitless(place / "few") as few,
+                ):
+                    scale(servers, few, report, clients=clients, grants=grants, seconds=seconds)
         finally:  # it takes the longest: what is there by now is not lost with it
             figures.show(f"Grantbook on {report.machine}", report.figures)
             keep(report, record)

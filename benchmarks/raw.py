@@ -4,6 +4,7 @@ import asyncio
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -41,10 +42,7 @@ def lateness_milliseconds(busy: float, seconds: float) -> list[float]:
     They keep one core `busy` for this share of the time, with pauses between them. So what is late is what the machine
     gave no time to, and what waits for that: a server that is as busy answers about as late, whatever it does.
     """
-    started = time.process_time()
-    for _ in range(SYNCS):
-        _work()
-    every = (time.process_time() - started) / SYNCS / busy
+    every = _seconds_of_work() / busy
     late = []
     due = started = time.perf_counter()
     while due < started + seconds:
@@ -55,6 +53,24 @@ def lateness_milliseconds(busy: float, seconds: float) -> list[float]:
         _work()
         late.append((time.perf_counter() - due) * 1_000)
     return sorted(late)
+
+
+def work_of(milliseconds: float) -> Callable[[], None]:
+    """What takes one core this long where nothing comes between, and asks nobody for anything."""
+    times = max(1, round(milliseconds / 1_000 / _seconds_of_work()))
+
+    def work() -> None:
+        for _ in range(times):
+            _work()
+
+    return work
+
+
+def _seconds_of_work() -> float:
+    started = time.process_time()
+    for _ in range(SYNCS):
+        _work()
+    return (time.process_time() - started) / SYNCS
 
 
 def _work() -> int:

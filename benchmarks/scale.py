@@ -4,9 +4,10 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,7 +24,6 @@ from benchmarks.figures import Figure, Report, at_most, percentile, say
 from benchmarks.seed import GIANT, History, fill
 from deploy.dev import processes
 from grantbook import subjects
-from grantbook.sdk.log import LogReader
 
 LOG_BYTES: Final = 24 * 2**30
 ROUNDS: Final = 200
@@ -35,6 +35,10 @@ INSPECT_RATIO: Final = 1.2
 INSPECT_LIMIT: Final = 100
 INSPECT_PAGES: Final = 1_000
 COST_BAR: Final = 1.15
+TURNS: Final = 5
+WORK_MS: Final = 5.0
+"""About what a page of a list takes the machine."""
+WITHOUT: Final = f"p99 of {WORK_MS:g} ms of work without a server, by turns"
 MEMORY_BAR_MB: Final = 200.0
 MEGABYTE: Final = 1e6
 PULLS: Final = 200_000
@@ -115,38 +119,38 @@ class Reads:
         with urllib.request.urlopen(urllib.request.Request(url, headers=self._headers), timeout=ANSWER_SECONDS) as it:
             return json.load(it)
 
-    def by_turns(self, rounds: int, path: str, queries: Mapping[T, Mapping[str, str]]) -> dict[T, list[float]]:
-        """How many milliseconds each took in each round, after one that nobody counts.
-
-        By turns, so that what else the machine does falls upon all of them alike, and none is answered from what the
-        one before it has just read.
-        """
-        taken: dict[T, list[float]] = {each: [] for each in queries}
-        for query in queries.values():
-            self._once(path, query)
-        for _ in range(rounds):
-            for name, query in queries.items():
-                taken[name].append(self._once(path, query))
-        return taken
-
-    def _once(self, path: str, query: Mapping[str, str]) -> float:
-        started = time.perf_counter()
-        self.get(path, **query)
-        return (time.perf_counter() - started) * 1_000
+    def asking(self, path: str, **query: str) -> Callable[[], object]:
+        """What asks so."""
+        return partial(self.get, path, **query)
 
 
-def scale(servers: processes.Product, report: Report, *, clients: int, grants: int, seconds: float) -> None:
-    """Fill the register of these servers, measure it, and add to the report."""
+def by_turns(rounds: int, what: Mapping[T, Callable[[], object]]) -> dict[T, list[float]]:
+    """How many milliseconds each took in each round, after one that nobody counts.
+
+    By turns, so that what else the machine does falls upon all of them alike, and none is answered from what the one
+    before it has just read.
+    """
+    taken: dict[T, list[float]] = {each: [] for each in what}
+    for do in what.values():
+        do()
+    for _ in range(rounds):
+        for name, do in what.items():
+            started = time.perf_counter()
+            do()
+            taken[name].append((time.perf_counter() - started) * 1_000)
+    return taken
+
+
+def scale(
+    servers: processes.Product, few: processes.Product, report: Report, *, clients: int, grants: int, seconds: float
+) -> None:
+    """Fill the register of these servers, measure it, and add to the report. One of `few` clients is beside it."""
     environment = servers.environment
-    with processes.service(servers, "registry", "serve") as port:
-        uvloop.run(registrations.load(port, registrations.WARM_SECONDS))
-        small = uvloop.run(registrations.load(port, seconds)).rate
     say(f"seeding {clients:,} clients and {grants:,} grants")
     history = History(clients, grants, datetime.now(UTC))
-    before = uvloop.run(_with_nats(servers, _log_events))
     started = time.perf_counter()
     events = uvloop.run(fill(servers.nats_url, history, processes=psutil.cpu_count() or 1))
-    written = (events - before) / (time.perf_counter() - started)
+    written = events / (time.perf_counter() - started)
     pulls = uvloop.run(_with_nats(servers, lambda each: raw.pulls(each, subjects.LOG, min(events, PULLS))))
     say(f"making the read models of {events:,} events")
     started = time.perf_counter()
@@ -169,11 +173,14 @@ def scale(servers: processes.Product, report: Report, *, clients: int, grants: i
         memory["registry serve, just started"] = of_start.get("registry serve", 0.0)
         for answer, times in reading.refused.items():
             say(f"{times:,} were answered {answer}")
-    say("registrations")
-    servers.environment["GRANTBOOK_MAX_UNUSED_CLIENTS"] = "off"
-    with processes.service(servers, "registry", "serve") as port:
-        uvloop.run(registrations.load(port, registrations.WARM_SECONDS))
-        large = uvloop.run(registrations.load(port, seconds)).rate
+    say("registrations, by turns with a register of few clients")
+    for each in (servers, few):
+        each.environment["GRANTBOOK_MAX_UNUSED_CLIENTS"] = "off"
+    with (
+        processes.service(servers, "registry", "serve") as port,
+        processes.service(few, "registry", "serve") as port_of_few,
+    ):
+        small, large = _rates_by_turns((port_of_few, port), seconds)
         memory |= memory_now()
         report.details["memory, MB"] = memory
         report.figures += [
@@ -190,6 +197,17 @@ def scale(servers: processes.Product, report: Report, *, clients: int, grants: i
         report.figures.append(Figure(what, crash, "s", events / 1e6, "million events"))
 
 
+def _rates_by_turns(ports: Sequence[int], seconds: float) -> list[float]:
+    """Registrations a second at each, the median of some loads: by turns, the machine's hour falls upon all alike."""
+    rates: dict[int, list[float]] = {port: [] for port in ports}
+    for port in ports:
+        uvloop.run(registrations.load(port, registrations.WARM_SECONDS))
+    for _ in range(TURNS):
+        for port in ports:
+            rates[port].append(uvloop.run(registrations.load(port, seconds / 2)).rate)
+    return [percentile(each, 0.5) for each in rates.values()]
+
+
 def _memory_figures(memory: dict[str, float]) -> list[Figure]:
     """Those that have a bar. Few events are rebuilt without loaders."""
     kinds = ("registry serve", "registry serve, just started", "projector serve", "projector rebuild", "a loader")
@@ -201,34 +219,47 @@ def _memory_figures(memory: dict[str, float]) -> list[Figure]:
 
 
 def _reads(reads: Reads, report: Report, clients: int) -> None:
-    path = "/admin/v1/clients"
-    about_nothing = percentile(reads.by_turns(ROUNDS, "/healthz", {"": {}})[""], 0.5)
     asked = filters(datetime.now(UTC))
     counted = {name: query | {"count": "true"} for name, query in asked.items()}
     sorted_ = {f"sort={way}{name}": {"sort": f"{way}{name}"} for name in SORTS for way in ("", "-")}
-    pages = {name: percentile(took, 0.99) for name, took in reads.by_turns(ROUNDS, path, asked | sorted_).items()}
-    totals = {name: percentile(took, 0.99) for name, took in reads.by_turns(TOTALS, path, counted).items()}
-    report.details |= {"pages of the list, p99 in ms": pages, "pages with their exact totals, p99 in ms": totals}
+    took = by_turns(ROUNDS, {"": raw.work_of(WORK_MS)} | _lists(reads, asked | sorted_))
+    of_machine = percentile(took.pop(""), 0.99)
+    took_counted = by_turns(TOTALS, _lists(reads, counted))
+    pages, middles = (_shares(took, share) for share in (0.99, 0.5))
+    totals, of_totals = (_shares(took_counted, share) for share in (0.99, 0.5))
+    report.details |= {
+        "pages of the list, p99 in ms": pages,
+        "pages of the list, median in ms": middles,
+        "pages with their exact totals, p99 in ms": totals,
+        "pages with their exact totals, median in ms": of_totals,
+    }
     for what, times, bar in (
         ("a page of the list", pages, PAGE_BAR_MS),
         ("a page with its exact total", totals, TOTAL_BAR_MS),
     ):
         worst = max(times, key=lambda each: times[each])
-        beside = "an answer about nothing"
         report.figures += [
             Figure(
                 f"{what} of {clients:,} clients, p99, median of {len(times)}",
                 percentile(list(times.values()), 0.5),
                 "ms",
-                about_nothing,
-                beside,
+                of_machine,
+                WITHOUT,
             ),
-            at_most(f"the same, worst: {worst}", times[worst], "ms", about_nothing, beside, bar),
+            at_most(f"the same, worst: {worst}", times[worst], "ms", of_machine, WITHOUT, bar),
         ]
-    report.figures += _inspected(reads, about_nothing)
+    report.figures += _inspected(reads)
 
 
-def _inspected(reads: Reads, about_nothing: float) -> list[Figure]:
+def _shares(taken: Mapping[str, Sequence[float]], share: float) -> dict[str, float]:
+    return {name: percentile(times, share) for name, times in taken.items()}
+
+
+def _lists(reads: Reads, queries: Mapping[str, Mapping[str, str]]) -> dict[str, Callable[[], object]]:
+    return {name: reads.asking("/admin/v1/clients", **query) for name, query in queries.items()}
+
+
+def _inspected(reads: Reads) -> list[Figure]:
     """The first page of a client with many grants, and a late one."""
     path = f"/admin/v1/clients/{quote(GIANT)}/grants"
     first = {"status": "any", "sort": "-issued_at", "limit": str(INSPECT_LIMIT)}
@@ -236,14 +267,15 @@ def _inspected(reads: Reads, about_nothing: float) -> list[Figure]:
     while number < INSPECT_PAGES and "next_cursor" in page:
         late = first | {"cursor": page["next_cursor"]}
         page, number = reads.get(path, **late), number + 1
-    times = reads.by_turns(ROUNDS, path, {1: first, number: late})
+    pages = {1: reads.asking(path, **first), number: reads.asking(path, **late)}
+    times = by_turns(ROUNDS, {0: raw.work_of(WORK_MS)} | pages)
+    of_machine = percentile(times[0], 0.99)
     one, other = (percentile(times[each], 0.99) for each in (1, number))
     middle, of_late = (percentile(times[each], 0.5) for each in (1, number))
     what = f"of a client with many grants, {INSPECT_LIMIT} a page"
-    beside = "an answer about nothing"
     return [
-        at_most(f"page 1 {what}, p99", one, "ms", about_nothing, beside, INSPECT_BAR_MS),
-        at_most(f"page {number:,} {what}, p99", other, "ms", about_nothing, beside, INSPECT_BAR_MS),
+        at_most(f"page 1 {what}, p99", one, "ms", of_machine, WITHOUT, INSPECT_BAR_MS),
+        at_most(f"page {number:,} {what}, p99", other, "ms", of_machine, WITHOUT, INSPECT_BAR_MS),
         at_most(f"page {number:,} by page 1, medians", of_late / middle, "x", 1.0, "page 1", INSPECT_RATIO),
     ]
 
@@ -314,11 +346,6 @@ async def _with_nats(servers: processes.Product, work: Callable[[Client], Awaita
         return await work(connection)
     finally:
         await connection.close()
-
-
-async def _log_events(connection: Client) -> int:
-    async with LogReader(connection, subjects.LOG) as log:
-        return (await log.state()).last
 
 
 async def _streams(connection: Client) -> dict[str, float]:
