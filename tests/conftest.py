@@ -30,11 +30,6 @@ STREAM_SECONDS: Final = 10.0
 _numbers = itertools.count()
 
 
-# Until everything is imported nothing becomes garbage, and what is imported stays: to look through it again and again
-# would be a quarter of the time that collecting takes, in each process.
-gc.disable()
-
-
 def pytest_collection_finish() -> None:
     """From here on garbage is looked for, among what tests make."""
     gc.freeze()
@@ -42,7 +37,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nobody's certificate is the only authority, here and in what tests start: to read 140 takes 40 milliseconds."""
+    """Nobody's certificate is the only authority, here and in what tests start: to read 140 takes 40 milliseconds.
+
+    Until all tests are imported nothing becomes garbage, and what is imported stays: to look through it again and again
+    would be a quarter of the time that collecting takes, in each process.
+    """
+    gc.disable()
     if hasattr(config, "workerinput"):
         return  # it has what the first process has
     folder = tempfile.TemporaryDirectory(prefix="grantbook-tests-")
