@@ -34,6 +34,9 @@ CREATE TYPE new_user AS (user_key text, granted boolean);
 -- Grants of a user at a client that were issued, and by how much more are open.
 CREATE TYPE counted AS (client_key text, user_key text, issued bigint, opened bigint);
 
+-- A client that the batch registered.
+CREATE TYPE came AS (client_key text, position bigint);
+
 -- Under what a client is counted that came into use, 1, or went out of it, -1.
 CREATE TYPE used AS (traits int, name text, redirects_key uuid, change int);
 
@@ -73,10 +76,11 @@ BEGIN
     );
 END $$;
 
-CREATE FUNCTION count_grants(changes counted[], granted new_granted[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION count_grants(changes counted[], granted new_granted[], came came[]) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     turned used[];
+    strangers text[];
 BEGIN
     WITH by_user AS (
         SELECT client_key, user_key, sum(issued) AS issued, sum(opened) AS opened FROM unnest(changes) GROUP BY 1, 2
@@ -92,10 +96,10 @@ BEGIN
         WHERE b.issued <> 0 OR b.opened <> 0
         GROUP BY b.client_key
     ), latest AS (
-        -- Of what stands before the registration nothing counts, so each is compared before the latest is taken.
+        -- Of what stands before the registration nothing counts: of this batch's here; where it has yet to come, below.
         SELECT n.client_key, max(n.at) AS at
         FROM unnest(granted) n
-        JOIN standings r ON r.client_key = n.client_key AND r.registered_position < n.position
+        WHERE NOT EXISTS (SELECT FROM unnest(came) c WHERE c.client_key = n.client_key AND c.position > n.position)
         GROUP BY n.client_key
     ), counted AS (
         INSERT INTO standings AS s (client_key, grants, open_grants, open_users, last_granted_at)
@@ -115,9 +119,15 @@ BEGIN
         ) c
         WHERE c.issued <> 0 OR c.opened <> 0
     )
-    SELECT array_agg((l.traits, l.name, l.redirects_key, sign(b.opened))::used) INTO turned
-    FROM by_client b JOIN counted c USING (client_key) JOIN listed l ON l.registered_position = c.registered_position
-    WHERE c.status = 'active' AND (c.open_grants > 0) <> (c.open_grants - b.opened > 0);
+    SELECT (SELECT array_agg(client_key) FROM counted WHERE registered_position IS NULL), (
+        SELECT array_agg((l.traits, l.name, l.redirects_key, sign(b.opened))::used)
+        FROM by_client b JOIN counted c USING (client_key) JOIN listed l ON l.registered_position = c.registered_position
+        WHERE c.status = 'active' AND (c.open_grants > 0) <> (c.open_grants - b.opened > 0)
+    ) INTO strangers, turned;
+    -- Nothing counts of those whose registration has yet to come, and they cannot be told before their rows are seen.
+    IF strangers IS NOT NULL THEN
+        UPDATE standings SET last_granted_at = '-infinity' WHERE client_key = ANY(strangers);
+    END IF;
     PERFORM count_used(turned);
 END $$;
 
@@ -136,6 +146,7 @@ DECLARE
     uses used[];
     changes counted[] := '{}';
     more counted[];
+    came came[] := '{}';
 BEGIN
     INSERT INTO hours SELECT * FROM unnest(new_hours)
     ON CONFLICT (hour, type) DO UPDATE SET events = hours.events + excluded.events;
@@ -189,10 +200,12 @@ BEGIN
                 coalesce(p.many, false)
             FROM n JOIN paced p USING (position)
             RETURNING client_key, registered_position, created_at
+        ), standing AS (
+            INSERT INTO standings AS s (client_key, registered_position, created_at) SELECT * FROM registered
+            ON CONFLICT (client_key) DO UPDATE SET registered_position = excluded.registered_position,
+                created_at = excluded.created_at
         )
-        INSERT INTO standings AS s (client_key, registered_position, created_at) SELECT * FROM registered
-        ON CONFLICT (client_key) DO UPDATE SET registered_position = excluded.registered_position,
-            created_at = excluded.created_at;
+        SELECT array_agg((client_key, registered_position)::came) INTO came FROM registered;
     END IF;
 
     IF cardinality(new_metadata) > 0 THEN
@@ -303,13 +316,12 @@ BEGIN
     END IF;
 
     IF cardinality(new_users) > 0 THEN
-        WITH known AS MATERIALIZED (
-            SELECT n.user_key, n.granted, u.granted AS before FROM unnest(new_users) n LEFT JOIN users u USING (user_key)
-        ), added AS (
-            INSERT INTO users (user_key, granted) SELECT user_key, granted FROM known WHERE before IS NULL
+        WITH added AS (
+            INSERT INTO users (user_key, granted) SELECT user_key, granted FROM unnest(new_users) ON CONFLICT DO NOTHING
             RETURNING user_key
         ), granting AS (
-            UPDATE users u SET granted = true FROM known k WHERE u.user_key = k.user_key AND k.granted AND NOT k.before
+            UPDATE users u SET granted = true FROM unnest(new_users) n
+            WHERE u.user_key = n.user_key AND n.granted AND NOT u.granted
         )
         UPDATE totals SET users = users + a.more FROM (SELECT count(*) AS more FROM added) a WHERE a.more > 0;
     END IF;
@@ -343,7 +355,7 @@ BEGIN
     IF cardinality(changes) > 0 OR cardinality(new_granted) > 0 OR cardinality(new_grants) > 0 THEN
         PERFORM count_grants(changes, new_granted || (
             SELECT array_agg((client_key, position, issued_at)::new_granted) FROM unnest(new_grants)
-        ));
+        ), came);
     END IF;
 END $$;
 
@@ -364,7 +376,7 @@ BEGIN
     )
     SELECT array_agg((client_key, user_key, 0, -1)::counted) INTO changes FROM changed;
     IF changes IS NOT NULL THEN
-        PERFORM count_grants(changes, '{}');
+        PERFORM count_grants(changes, '{}', '{}');
     END IF;
     RETURN coalesce(cardinality(changes), 0);
 END $$;
