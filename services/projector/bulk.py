@@ -408,6 +408,14 @@ _ROWS: Final = {
         f"INSERT INTO tallies (traits, clients, in_use) SELECT l.traits, {_COUNTS} GROUP BY 1",
         ("listed", "standings"),
     ),
+    "days": Rows(
+        "loaded_clients",
+        """
+        INSERT INTO days (day, traits, clients)
+        SELECT (created_at AT TIME ZONE 'UTC')::date, traits, count(*) FROM listed GROUP BY 1, 2
+        """,
+        ("listed",),
+    ),
     "names": Rows(
         "loaded_clients",
         f"INSERT INTO names (name, traits, clients, in_use) SELECT l.name, l.traits, {_COUNTS} GROUP BY 1, 2",

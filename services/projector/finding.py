@@ -398,8 +398,12 @@ async def total(connection: AnyConnection, wanted: ClientFilter) -> int:
     texts = (wanted.name is not None) + wanted.asks_of_redirects
     if not wanted.asks_of_activity and not wanted.asks_of_time and texts < 2:
         return await _tallied(connection, wanted)
+    if not wanted.asks_of_standing and not texts:
+        return await _counted_by_days(connection, wanted)
     if wanted.asks_of_standing and not texts and not filters.asks_of_traits(wanted):
         return await _counted_of_standings(connection, wanted)
+    if not wanted.asks_of_standing and not wanted.asks_of_time:
+        return await _counted_of_two_texts(connection, wanted)
     return await _counted(connection, wanted)
 
 
@@ -411,6 +415,28 @@ async def _tallied(connection: AnyConnection, wanted: ClientFilter) -> int:
     if wanted.asks_of_redirects:
         return await _sum(connection, "redirections", _texts(wanted, "redirections"), clients)
     return await _sum(connection, "tallies", _with_traits(wanted), clients)
+
+
+async def _counted_by_days(connection: AnyConnection, wanted: ClientFilter) -> int:
+    """Of whole days by what these have; of the days in which the time begins and ends, client by client."""
+    days = _with_traits(wanted)
+    edges = []
+    if wanted.created_after is not None:
+        days.add(f"l.day > {_DAY}", wanted.created_after)
+        edges.append(first := Where(days.parameters))
+        first.add(f"l.created_at < {_MIDNIGHT_AFTER}", wanted.created_after)
+    if wanted.created_before is not None:
+        days.add(f"l.day < {_DAY}", wanted.created_before)
+        edges.append(last := Where(days.parameters))
+        last.add(f"l.created_at >= {_MIDNIGHT_BEFORE}", wanted.created_before)
+        if wanted.created_after is not None:  # on the same day, perhaps: nobody is counted twice
+            last.add(f"l.created_at >= {_MIDNIGHT_AFTER}", wanted.created_after)
+    for edge in edges:
+        filters.of_traits(edge, wanted)
+        filters.of_time(edge, wanted, "l")
+    counted = "".join(f" + (SELECT count(*) FROM listed l WHERE {edge})" for edge in edges)
+    query = f"SELECT coalesce(sum(l.clients), 0)::bigint{counted} FROM days l WHERE {days}"
+    return cast("int", await connection.fetchval(query, *days.parameters))
 
 
 async def _counted_of_standings(connection: AnyConnection, wanted: ClientFilter) -> int:
@@ -450,6 +476,29 @@ async def _used_since(connection: AnyConnection, wanted: ClientFilter, moment: d
     )
     assert row is not None
     return None if row["used"] > OTHERS else row["fit"]
+
+
+async def _counted_of_two_texts(connection: AnyConnection, wanted: ClientFilter) -> int:
+    """Where many have the name, and most redirect as asked for: all of the name, but for those that do not."""
+    named = await _tallied(connection, structs.replace(wanted, redirect_uri=None, redirect_host=None))
+    if named > SORTED and await _are_most(connection, wanted):
+        redirects = Where()
+        filters.of_redirects(redirects, wanted, "l")
+        elsewhere = Where(redirects.parameters)
+        elsewhere.add(f"NOT ({redirects})")
+        filters.of_traits(elsewhere, wanted)
+        others = await _sum(connection, "redirections", elsewhere)
+        if others == 0:
+            return named
+        if others < named:
+            where = Where(redirects.parameters)
+            filters.of_name(where, wanted)
+            source = f"""
+                (SELECT l.redirects_key, l.traits FROM redirections l WHERE {elsewhere} OFFSET 0) r
+                JOIN listed l USING (redirects_key, traits)
+            """
+            return named - await _count(connection, source, where)
+    return await _counted(connection, wanted)
 
 
 async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
@@ -591,6 +640,9 @@ def _redirects(where: Where, wanted: ClientFilter, held: Mapping[By, Held]) -> s
     return ""
 
 
+_DAY: Final = "({}::timestamptz AT TIME ZONE 'UTC')::date"
+_MIDNIGHT_BEFORE: Final = f"({_DAY}::timestamp AT TIME ZONE 'UTC')"
+_MIDNIGHT_AFTER: Final = f"(({_DAY} + 1)::timestamp AT TIME ZONE 'UTC')"
 _BOTH: Final = (
     "listed l JOIN standings s ON s.client_key = l.client_key AND s.registered_position = l.registered_position"
 )

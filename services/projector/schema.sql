@@ -93,6 +93,14 @@ CREATE TABLE tallies (
     in_use bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 
+-- The same of each day (UTC) on which they were registered.
+CREATE TABLE days (
+    day date NOT NULL,
+    traits integer NOT NULL,
+    clients bigint NOT NULL,
+    PRIMARY KEY (day, traits)
+) WITH (fillfactor = 50);
+
 CREATE TABLE names (
     name text NOT NULL,
     traits integer NOT NULL,
@@ -128,22 +136,23 @@ END $$;
 CREATE INDEX names_to_find ON names USING gin (name gin_trgm_ops, pairs(name));
 CREATE INDEX redirections_to_find ON redirections USING gin (hosts, redirects gin_trgm_ops);
 
-CREATE TYPE tally_change AS (traits integer, name text, redirects_key uuid, change bigint);
+CREATE TYPE tally_change AS (traits integer, day date, name text, redirects_key uuid, change bigint);
 -- Rows of `redirections` must be there, with none: a client's row does not say the text. See `apply_log`.
 CREATE FUNCTION tally() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     changes tally_change[];
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        SELECT array_agg((traits, name, redirects_key, change)::tally_change) INTO changes FROM (
-            SELECT traits, name, redirects_key, count(*) AS change FROM after GROUP BY 1, 2, 3
+        SELECT array_agg((traits, day, name, redirects_key, change)::tally_change) INTO changes FROM (
+            SELECT traits, (created_at AT TIME ZONE 'UTC')::date AS day, name, redirects_key, count(*) AS change
+            FROM after GROUP BY 1, 2, 3, 4
         ) c;
     ELSE
-        SELECT array_agg((traits, name, redirects_key, change)::tally_change) INTO changes FROM (
-            SELECT traits, name, redirects_key, sum(change) AS change FROM (
-                SELECT traits, name, redirects_key, -1 AS change FROM before
-                UNION ALL SELECT traits, name, redirects_key, 1 FROM after
-            ) b GROUP BY 1, 2, 3 HAVING sum(change) <> 0
+        SELECT array_agg((traits, day, name, redirects_key, change)::tally_change) INTO changes FROM (
+            SELECT traits, (created_at AT TIME ZONE 'UTC')::date AS day, name, redirects_key, sum(change) AS change FROM (
+                SELECT traits, created_at, name, redirects_key, -1 AS change FROM before
+                UNION ALL SELECT traits, created_at, name, redirects_key, 1 FROM after
+            ) b GROUP BY 1, 2, 3, 4 HAVING sum(change) <> 0
         ) c;
     END IF;
     IF changes IS NULL THEN
@@ -152,6 +161,9 @@ BEGIN
     INSERT INTO tallies AS t (traits, clients)
     SELECT traits, sum(change) FROM unnest(changes) GROUP BY 1 HAVING sum(change) <> 0
     ON CONFLICT (traits) DO UPDATE SET clients = t.clients + excluded.clients;
+    INSERT INTO days AS t (day, traits, clients)
+    SELECT day, traits, sum(change) FROM unnest(changes) GROUP BY 1, 2 HAVING sum(change) <> 0
+    ON CONFLICT (day, traits) DO UPDATE SET clients = t.clients + excluded.clients;
     INSERT INTO names AS t (name, traits, clients)
     SELECT name, traits, sum(change) FROM unnest(changes) GROUP BY 1, 2 HAVING sum(change) <> 0
     ON CONFLICT (name, traits) DO UPDATE SET clients = t.clients + excluded.clients;
@@ -160,6 +172,7 @@ BEGIN
     WHERE t.redirects_key = c.redirects_key AND t.traits = c.traits AND c.change <> 0;
     IF TG_OP = 'UPDATE' THEN
         DELETE FROM tallies WHERE clients = 0;
+        DELETE FROM days t USING unnest(changes) c WHERE t.day = c.day AND t.traits = c.traits AND t.clients = 0;
         DELETE FROM names t USING unnest(changes) c WHERE t.name = c.name AND t.traits = c.traits AND t.clients = 0;
         DELETE FROM redirections t USING unnest(changes) c
         WHERE t.redirects_key = c.redirects_key AND t.traits = c.traits AND t.clients = 0;

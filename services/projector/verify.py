@@ -33,6 +33,7 @@ _KEYS: Final = {
     "clients": "client_key",
     "listed": "registered_position",
     "tallies": "traits",
+    "days": "day, traits",
     "names": "name, traits",
     "redirections": "redirects_key, traits",
     "redirect_hosts": "host",

@@ -1,8 +1,9 @@
 """How clients are found: whichever way, it is what looking at each of them would give."""
 
+import itertools
 import random
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -73,6 +74,7 @@ async def test_every_part_of_every_name_and_redirect_finds_all_that_have_it(data
 
 
 DAY: Final = timedelta(days=1)
+MICROSECOND: Final = timedelta(microseconds=1)
 NOW: Final = given.now()
 
 
@@ -248,6 +250,22 @@ async def every_page(database: Connection, wanted: ClientFilter, sort: str, size
         )
         assert page == before, (wanted, sort)
     return [key for page in pages for key in page]
+
+
+async def test_clients_of_any_stretch_of_time_are_counted_once_wherever_it_begins(database: Connection) -> None:
+    """Admins who ask for a month or a minute: midnights, in UTC, are nowhere a gap, and nobody is counted twice."""
+    midnights = [NOW.replace(hour=0, minute=0, second=0, microsecond=0) - days * DAY for days in range(4)]
+    beside = [each + step for each in midnights for step in (-MICROSECOND, timedelta(0), MICROSECOND, DAY / 3)]
+    registered = [given.registered(f"c{number}", at=at) for number, at in enumerate(beside)]
+    gone: list[Event] = [given.deleted("c3"), given.suspended("c9"), given.changed("c6", given.metadata("Another"))]
+    await apply(database, list(enumerate([*registered, *gone])), size=5)
+    await database.execute("SET timezone = 'Pacific/Auckland'")
+    asked = [None, *beside, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+    for after, before in itertools.product(asked, asked):
+        for status, left in (("any", beside), ("active", beside[:3] + beside[4:9] + beside[10:])):
+            wanted = ClientFilter(created_after=after, created_before=before, status=status)
+            inside = [at for at in left if (after is None or at > after) and (before is None or at < before)]
+            assert await finding.total(database, wanted) == len(inside), (after, before, status)
 
 
 async def test_deleted_and_changed_clients_are_found_as_they_are(database: Connection) -> None:

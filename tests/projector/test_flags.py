@@ -20,8 +20,8 @@ from tests.projector.conftest import Api, caught_up
 NOON: Final = datetime(2026, 3, 14, 12, tzinfo=UTC)
 DAY: Final = 86_400
 TABLES: Final = (
-    *("clients", "listed", "tallies", "names", "redirections", "standings", "client_users", "redirect_hosts"),
-    *("grants", "users", "cut_offs", "hours", "events"),
+    *("clients", "listed", "tallies", "days", "names", "redirections", "standings", "client_users"),
+    *("redirect_hosts", "grants", "users", "cut_offs", "hours", "events"),
 )
 """What the log fills."""
 Happened = tuple[float, Event]

@@ -186,6 +186,19 @@ async def test_totals_by_a_text_read_those_that_clients_have_and_no_client(regis
                 assert tables == {"names" if "name" in asked else "redirections"}, (wanted, tables)
 
 
+async def test_totals_by_a_time_read_the_days_of_it_and_the_clients_of_two(register: Explaining) -> None:
+    """The same admins, who ask for a quarter of a year: of its first day and its last alone clients are looked at."""
+    for asked in (
+        {"created_after": NOW - timedelta(days=90)},
+        {"created_after": NOW - timedelta(days=90), "created_before": NOW + timedelta(days=1), "source": "dcr"},
+    ):
+        register.plans.clear()
+        assert await finding.total(register, ClientFilter(**asked)) > 0  # type: ignore[arg-type]
+        scans = {(each["Node Type"], each["Relation Name"]) for each in register.nodes if "Relation Name" in each}
+        assert {relation for _, relation in scans} == {"days", "listed"}, asked
+        assert {kind for kind, relation in scans if relation == "listed"} == {"Index Only Scan"}, asked
+
+
 async def test_totals_by_two_texts_or_a_time_read_indexes_of_clients_alone(register: Explaining) -> None:
     """The same admins, of a register that does not fit into memory: no client's row is looked at."""
     two = {"name": "agent", "redirect_host": "agent.test"}

@@ -83,6 +83,9 @@ async def test_what_is_counted_is_what_stands_however_the_log_was_cut(database: 
                     FROM to_list JOIN standings s USING (client_key) GROUP BY {of} ORDER BY {of}
                 """
                 assert kept == await database.fetch(counted), (table, sequence, size, events)
+            days = await database.fetch("SELECT day, traits, clients FROM days ORDER BY day, traits")
+            listed = "SELECT created_at::date AS day, traits, count(*) AS clients FROM to_list GROUP BY 1, 2"
+            assert days == await database.fetch(f"{listed} ORDER BY 1, 2"), (sequence, size, events)
         assert seen[0] == seen[1] == seen[2], (sequence, events)
         await projections.sweep(database)
         assert await verify._miscounted(database) == [], (sequence, events)
