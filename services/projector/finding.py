@@ -21,6 +21,8 @@ Row = asyncpg.Record
 
 LOOKED_AT: Final = 6_000
 """Rows of one table that a page is looked for among, along its order."""
+LOOKED_AT_NAMES: Final = 2_000
+"""The same for a name, before it is known how many have it: a common one fills a page at once."""
 LOOKED_AT_BESIDE: Final = 2_000
 """The same where each has a row in the other table that is looked at, too."""
 FARTHER: Final = 10
@@ -105,8 +107,9 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
 async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) -> list[Row]:
     if wanted.asks_of_others:
         return await _among_all(connection, wanted, order)
-    if wanted.name is None and not wanted.asks_of_redirects:
-        rows = await _along(connection, wanted, order, {}, LOOKED_AT)
+    first = _looked_at_first(wanted, order)
+    if first:
+        rows = await _along(connection, wanted, order, {}, first)
         if rows is not None:
             return rows
     held = await _held(connection, wanted, order)
@@ -120,6 +123,13 @@ async def _rows(connection: AnyConnection, wanted: ClientFilter, order: _Order) 
         if rows is not None:
             return rows
     return await _far_back(connection, wanted, order, by, held)
+
+
+def _looked_at_first(wanted: ClientFilter, order: _Order) -> int:
+    """Rows of the order that are looked at before it is known how many clients have the texts that are asked for."""
+    if wanted.name is not None:
+        return 0 if order.column == "name" else LOOKED_AT_NAMES  # those of a name stand together, and seldom in front
+    return 0 if wanted.asks_of_redirects else LOOKED_AT  # redirects are looked up, which takes as long as to find them
 
 
 async def _far_back(
@@ -338,18 +348,24 @@ async def _having(connection: AnyConnection, wanted: ClientFilter, table: Texts)
     _of_text(where, wanted, table, by_index=True)
     passing = Where(where.parameters)
     filters.of_traits(passing, wanted)
-    rows = await connection.fetch(
+    row = await connection.fetchrow(
         f"""
-        SELECT l.{_TEXT[table][0]} AS text, l.clients, {filters.tallied(wanted)} AS fit, ({passing}) AS passing
-        FROM {table} l WHERE {where} LIMIT {TEXTS + 1}
+        WITH found AS MATERIALIZED (
+            SELECT l.{_TEXT[table][0]} AS text, l.clients, {filters.tallied(wanted)} AS fit, ({passing}) AS passing
+            FROM {table} l WHERE {where} LIMIT {TEXTS + 1}
+        ), texts AS MATERIALIZED (
+            SELECT DISTINCT text FROM found WHERE passing AND fit > 0 AND (SELECT count(*) FROM found) <= {TEXTS}
+        )
+        SELECT (SELECT count(*) FROM found) AS rows, (SELECT array_agg(text) FROM texts) AS texts,
+            (SELECT sum(fit) FROM found WHERE passing)::bigint AS clients,
+            (SELECT sum(clients) FROM found JOIN texts USING (text))::bigint AS reached
         """,
         *where.parameters,
     )
-    if len(rows) > TEXTS:
+    assert row is not None
+    if row["rows"] > TEXTS:
         return Held(None, None)
-    texts = {each["text"] for each in rows if each["passing"] and each["fit"]}
-    clients = sum(each["fit"] for each in rows if each["passing"])
-    return Held(clients, sum(each["clients"] for each in rows if each["text"] in texts), list(texts))
+    return Held(row["clients"] or 0, row["reached"] or 0, row["texts"] or [])
 
 
 async def _few(connection: AnyConnection, source: str, where: Where, *, most: int) -> int | None:
@@ -633,10 +649,10 @@ def _looked_up(where: Where, wanted: ClientFilter) -> str:
 
 def _redirects(where: Where, wanted: ClientFilter, held: Mapping[By, Held]) -> str:
     """The same, or that they are among those asked for, where these are known."""
-    known = held["redirections"].texts
-    if known is None:
+    redirections = held.get("redirections")
+    if redirections is None or redirections.texts is None:
         return _looked_up(where, wanted)
-    where.add("l.redirects_key = ANY({}::uuid[])", known)
+    where.add("l.redirects_key = ANY({}::uuid[])", redirections.texts)
     return ""
 
 

@@ -188,10 +188,11 @@ ASKED: Final[tuple[dict[str, Any], ...]] = (
 PAGES: Final = (2, 5, 13)
 KNOBS: Final[tuple[dict[str, int], ...]] = (
     {},
-    {"LOOKED_AT": 1, "LOOKED_AT_BESIDE": 1, "FEW": 0, "SORTED": 0, "READ": 0, "TEXTS": 0, "FARTHER": 2},
-    {"LOOKED_AT": 4, "LOOKED_AT_BESIDE": 3, "FEW": 1, "SORTED": 5, "READ": 0, "TEXTS": 2, "SHARE": 1},
-    {"LOOKED_AT": 1, "LOOKED_AT_BESIDE": 1, "FEW": 100, "SORTED": 100, "OTHERS": 2},
-    {"LOOKED_AT": 4, "LOOKED_AT_BESIDE": 2, "FARTHER": 20, "FEW": 0, "SORTED": 0, "SHARE": 100},
+    {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 1, "LOOKED_AT_BESIDE": 1, "FEW": 0, "SORTED": 0, "READ": 0, "TEXTS": 0},
+    {"LOOKED_AT": 4, "LOOKED_AT_NAMES": 4, "LOOKED_AT_BESIDE": 3, "FEW": 1, "SORTED": 5, "READ": 0, "TEXTS": 2},
+    {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 2, "LOOKED_AT_BESIDE": 1, "FEW": 100, "SORTED": 100, "OTHERS": 2},
+    {"LOOKED_AT": 4, "LOOKED_AT_NAMES": 6, "LOOKED_AT_BESIDE": 2, "FARTHER": 20, "FEW": 0, "SORTED": 0, "SHARE": 100},
+    {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 1, "FARTHER": 2, "SORTED": 0, "SHARE": 1},
 )
 
 
