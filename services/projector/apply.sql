@@ -124,8 +124,9 @@ BEGIN
         FROM by_client b JOIN counted c USING (client_key) JOIN listed l ON l.registered_position = c.registered_position
         WHERE c.status = 'active' AND (c.open_grants > 0) <> (c.open_grants - b.opened > 0)
     ) INTO strangers, turned;
-    -- Nothing counts of those whose registration has yet to come, and they cannot be told before their rows are seen.
+    -- Nothing but grants counts of those whose registration has yet to come: that is known once their rows are seen.
     IF strangers IS NOT NULL THEN
+        DELETE FROM standings WHERE client_key = ANY(strangers) AND grants = 0;
         UPDATE standings SET last_granted_at = '-infinity' WHERE client_key = ANY(strangers);
     END IF;
     PERFORM count_used(turned);

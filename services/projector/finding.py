@@ -39,6 +39,8 @@ OTHERS: Final = 100_000
 """Clients that were used lately are counted instead of those that were not, unless they are more."""
 SHARE: Final = 4
 """Clients of a name that are more than one in so many are counted by looking at all."""
+FEWER: Final = 20
+"""Clients that redirect elsewhere are taken from those of a name where they are so many times less."""
 
 CLIENT_SORTS: Final[Mapping[str, Sort]] = {
     "created_at": Sort("l.created_at", "timestamptz"),
@@ -435,6 +437,8 @@ async def _tallied(connection: AnyConnection, wanted: ClientFilter) -> int:
 
 async def _counted_by_days(connection: AnyConnection, wanted: ClientFilter) -> int:
     """Of whole days by what these have; of the days in which the time begins and ends, client by client."""
+    if await _sum(connection, "tallies", _with_traits(wanted)) <= SORTED:
+        return await _counted(connection, wanted)  # by an index of the traits: a day may have more than these are
     days = _with_traits(wanted)
     edges = []
     if wanted.created_after is not None:
@@ -495,9 +499,9 @@ async def _used_since(connection: AnyConnection, wanted: ClientFilter, moment: d
 
 
 async def _counted_of_two_texts(connection: AnyConnection, wanted: ClientFilter) -> int:
-    """Where many have the name, and most redirect as asked for: all of the name, but for those that do not."""
+    """Where many have the name, and nearly all redirect as asked for: all of the name, but for those that do not."""
     named = await _tallied(connection, structs.replace(wanted, redirect_uri=None, redirect_host=None))
-    if named > SORTED and await _are_most(connection, wanted):
+    if named > SORTED and await _share(connection, wanted) == 1:
         redirects = Where()
         filters.of_redirects(redirects, wanted, "l")
         elsewhere = Where(redirects.parameters)
@@ -506,7 +510,7 @@ async def _counted_of_two_texts(connection: AnyConnection, wanted: ClientFilter)
         others = await _sum(connection, "redirections", elsewhere)
         if others == 0:
             return named
-        if others < named:
+        if others * FEWER < named:  # those of other names among them are read, too
             where = Where(redirects.parameters)
             filters.of_name(where, wanted)
             source = f"""
@@ -540,7 +544,7 @@ async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
     if wanted.asks_of_redirects:
         # Where few have a name, theirs are looked up; where many have it, all that are asked for are remembered, or all
         # others, whichever are less.
-        others = having > SORTED and await _are_most(connection, wanted)
+        others = having > SORTED and await _share(connection, wanted) > 0.5
         known = await _known_redirects(connection, wanted, others=others) if having > SORTED else None
         if known is not None:
             where.add(f"{'NOT' if others else ''} (l.redirects_key = ANY({{}}::uuid[]))", known)
@@ -580,12 +584,12 @@ async def _known_redirects(connection: AnyConnection, wanted: ClientFilter, *, o
     return None if len(rows) > TEXTS else list({each["redirects_key"] for each in rows})
 
 
-async def _are_most(connection: AnyConnection, wanted: ClientFilter) -> bool:
-    """Whether most of the redirects are those asked for, by a sample of them: it is only about which way is faster."""
+async def _share(connection: AnyConnection, wanted: ClientFilter) -> float:
+    """The share of redirects that are asked for, 0 to 1, by a sample of them: it is only about which way is faster."""
     where = Where()
     filters.of_redirects(where, wanted)
-    query = f"SELECT count(*) FILTER (WHERE {where}) * 2 > count(*) FROM redirections r TABLESAMPLE SYSTEM (1)"
-    return bool(await connection.fetchval(query, *where.parameters))
+    query = f"SELECT coalesce(avg(({where})::int), 0)::float FROM redirections r TABLESAMPLE SYSTEM (1)"
+    return cast("float", await connection.fetchval(query, *where.parameters))
 
 
 async def _counted_among_all(connection: AnyConnection, wanted: ClientFilter) -> int:

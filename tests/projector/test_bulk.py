@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +55,7 @@ def eventful() -> list[Event]:
     odd: list[Event] = [given.revoked("late", "g", "u3"), late, moved("late", hosts[0]), given.suspended("late")]
     odd += [given.revoked("late", "g", "u3"), given.deleted("early"), given.registered("early")]
     odd += [given.issued("early", "g", "u3"), given.suspended("early"), given.deleted("early")]
+    odd.append(given.extended(given.issued("nowhere", "g", "u3"), 1, timedelta(days=1)))
     return [*odd, *events, given.registered("late"), given.issued("never", "g", "u4"), moved("never", hosts[1])]
 
 

@@ -192,7 +192,7 @@ KNOBS: Final[tuple[dict[str, int], ...]] = (
     {"LOOKED_AT": 4, "LOOKED_AT_NAMES": 4, "LOOKED_AT_BESIDE": 3, "FEW": 1, "SORTED": 5, "READ": 0, "TEXTS": 2},
     {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 2, "LOOKED_AT_BESIDE": 1, "FEW": 100, "SORTED": 100, "OTHERS": 2},
     {"LOOKED_AT": 4, "LOOKED_AT_NAMES": 6, "LOOKED_AT_BESIDE": 2, "FARTHER": 20, "FEW": 0, "SORTED": 0, "SHARE": 100},
-    {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 1, "FARTHER": 2, "SORTED": 0, "SHARE": 1},
+    {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 1, "FARTHER": 2, "SORTED": 0, "SHARE": 1, "FEWER": 0},
 )
 
 
@@ -205,10 +205,10 @@ async def test_whichever_way_a_page_is_found_it_is_the_same(
         monkeypatch.setattr(finding, name, value)
     dice = random.Random(11)
 
-    async def are_most(_: object, __: object) -> bool:
-        return dice.random() < 0.5  # a sample of so few redirects would say nothing
+    async def share(_: object, __: object) -> float:
+        return dice.choice((0.0, 0.6, 1.0))  # a sample of so few redirects would say nothing
 
-    monkeypatch.setattr(finding, "_are_most", are_most)
+    monkeypatch.setattr(finding, "_share", share)
     events, known = happened(dice)
     await apply(database, list(enumerate(events)), size=7)
     for client in known[::3]:
@@ -253,8 +253,12 @@ async def every_page(database: Connection, wanted: ClientFilter, sort: str, size
     return [key for page in pages for key in page]
 
 
-async def test_clients_of_any_stretch_of_time_are_counted_once_wherever_it_begins(database: Connection) -> None:
+@pytest.mark.parametrize("few", [0, finding.SORTED])
+async def test_clients_of_any_stretch_of_time_are_counted_once_wherever_it_begins(
+    database: Connection, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
     """Admins who ask for a month or a minute: midnights, in UTC, are nowhere a gap, and nobody is counted twice."""
+    monkeypatch.setattr(finding, "SORTED", few)
     midnights = [NOW.replace(hour=0, minute=0, second=0, microsecond=0) - days * DAY for days in range(4)]
     beside = [each + step for each in midnights for step in (-MICROSECOND, timedelta(0), MICROSECOND, DAY / 3)]
     registered = [given.registered(f"c{number}", at=at) for number, at in enumerate(beside)]
