@@ -350,24 +350,18 @@ async def _having(connection: AnyConnection, wanted: ClientFilter, table: Texts)
     _of_text(where, wanted, table, by_index=True)
     passing = Where(where.parameters)
     filters.of_traits(passing, wanted)
-    row = await connection.fetchrow(
+    rows = await connection.fetch(
         f"""
-        WITH found AS MATERIALIZED (
-            SELECT l.{_TEXT[table][0]} AS text, l.clients, {filters.tallied(wanted)} AS fit, ({passing}) AS passing
-            FROM {table} l WHERE {where} LIMIT {TEXTS + 1}
-        ), texts AS MATERIALIZED (
-            SELECT DISTINCT text FROM found WHERE passing AND fit > 0 AND (SELECT count(*) FROM found) <= {TEXTS}
-        )
-        SELECT (SELECT count(*) FROM found) AS rows, (SELECT array_agg(text) FROM texts) AS texts,
-            (SELECT sum(fit) FROM found WHERE passing)::bigint AS clients,
-            (SELECT sum(clients) FROM found JOIN texts USING (text))::bigint AS reached
+        SELECT l.{_TEXT[table][0]} AS text, l.clients, {filters.tallied(wanted)} AS fit, ({passing}) AS passing
+        FROM {table} l WHERE {where} LIMIT {TEXTS + 1}
         """,
         *where.parameters,
     )
-    assert row is not None
-    if row["rows"] > TEXTS:
+    if len(rows) > TEXTS:
         return Held(None, None)
-    return Held(row["clients"] or 0, row["reached"] or 0, row["texts"] or [])
+    texts = {each["text"] for each in rows if each["passing"] and each["fit"]}
+    clients = sum(each["fit"] for each in rows if each["passing"])
+    return Held(clients, sum(each["clients"] for each in rows if each["text"] in texts), list(texts))
 
 
 async def _few(connection: AnyConnection, source: str, where: Where, *, most: int) -> int | None:
