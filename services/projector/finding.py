@@ -90,8 +90,13 @@ class _Order(Struct, frozen=True):
         return f"{row}.{self.column}::text AS sorted_value, {row}.registered_position::text AS sorted_tie"
 
 
-async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) -> tuple[list[str], Cursors]:
-    """The keys of a page's clients, in its order. Raises `cursors.InvalidCursor`."""
+async def page(
+    connection: AnyConnection, wanted: ClientFilter, paging: Paging, *, none: bool = False
+) -> tuple[list[str], Cursors]:
+    """The keys of a page's clients, in its order. `none`: it is known that there are none at all.
+
+    Raises `cursors.InvalidCursor`.
+    """
     name = f"clients {paging.sort}"
     sort = CLIENT_SORTS[paging.sort.removeprefix("-")]
     if sort.expression == "l.created_at" and (traits.TIMELY_FLAG in wanted.flags or wanted.has_active_grants):
@@ -101,7 +106,7 @@ async def page(connection: AnyConnection, wanted: ClientFilter, paging: Paging) 
         sort, name = Sort("l.registered_position", "bigint"), f"closed {name}"
     of: Of = "l" if sort.expression.startswith("l.") else "s"
     order = _Order(sort, of, walk(paging, name), paging.limit + 1)
-    rows = [] if wanted.contradicts_itself else await _rows(connection, wanted, order)
+    rows = [] if none or wanted.contradicts_itself else await _rows(connection, wanted, order)
     rows, around = order.way.turned(rows, name, paging, "")
     return [each["client_key"] for each in rows], around
 

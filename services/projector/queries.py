@@ -112,7 +112,7 @@ async def clients(
 ) -> ClientPage:
     """A page of clients, with how often each was used on these days. Raises `cursors.InvalidCursor`."""
     total = await finding.total(connection, wanted) if paging.count else UNSET
-    keys, around = await finding.page(connection, wanted, paging)
+    keys, around = await finding.page(connection, wanted, paging, none=total == 0)
     rows = await _clients_of(connection, keys)
     active = await _active(connection, rows)
     used = await _used(connection, rows, days)

@@ -186,6 +186,16 @@ async def test_totals_by_a_text_read_those_that_clients_have_and_no_client(regis
                 assert tables == {"names" if "name" in asked else "redirections"}, (wanted, tables)
 
 
+async def test_nobody_is_looked_for_where_the_total_is_none(register: Explaining) -> None:
+    """Admins who look for what no client has: two characters of a redirect are looked for in each, once."""
+    paging = Paging("-created_at", 50, None, count=True, key=KEY)
+    for asked in ({"redirect_uri": "zz"}, {"name": "nowhere"}, {"redirect_host": "nowhere.example"}):
+        register.plans.clear()
+        page = await queries.clients(register, ClientFilter(**asked), paging)  # type: ignore[arg-type]
+        assert (page.total, page.items) == (0, [])
+        assert len(register.plans) == 1, asked
+
+
 async def test_totals_by_a_time_read_the_days_of_it_and_the_clients_of_two(register: Explaining) -> None:
     """The same admins, who ask for a quarter of a year: of its first day and its last alone clients are looked at."""
     for asked in (
