@@ -419,8 +419,6 @@ async def total(connection: AnyConnection, wanted: ClientFilter) -> int:
         return await _counted_by_days(connection, wanted)
     if wanted.asks_of_standing and not texts and not filters.asks_of_traits(wanted):
         return await _counted_of_standings(connection, wanted)
-    if not wanted.asks_of_standing and not wanted.asks_of_time:
-        return await _counted_of_two_texts(connection, wanted)
     return await _counted(connection, wanted)
 
 
@@ -497,29 +495,6 @@ async def _used_since(connection: AnyConnection, wanted: ClientFilter, moment: d
     return None if row["used"] > OTHERS else row["fit"]
 
 
-async def _counted_of_two_texts(connection: AnyConnection, wanted: ClientFilter) -> int:
-    """Where many have the name, and nearly all redirect as asked for: all of the name, but for those that do not."""
-    named = await _tallied(connection, structs.replace(wanted, redirect_uri=None, redirect_host=None))
-    if named > SORTED and await _share(connection, wanted) == 1:
-        redirects = Where()
-        filters.of_redirects(redirects, wanted, "l")
-        elsewhere = Where(redirects.parameters)
-        elsewhere.add(f"NOT ({redirects})")
-        filters.of_traits(elsewhere, wanted)
-        others = await _sum(connection, "redirections", elsewhere)
-        if others == 0:
-            return named
-        if others * FEWER < named:  # those of other names among them are read, too
-            where = Where(redirects.parameters)
-            filters.of_name(where, wanted)
-            source = f"""
-                (SELECT l.redirects_key, l.traits FROM redirections l WHERE {elsewhere} OFFSET 0) r
-                JOIN listed l USING (redirects_key, traits)
-            """
-            return named - await _count(connection, source, where)
-    return await _counted(connection, wanted)
-
-
 async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
     """By indexes alone, as far as they go; from the names that are asked for, unless many have one of these."""
     where = Where()
@@ -541,24 +516,12 @@ async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
     filters.of_traits(where, wanted)
     filters.of_time(where, wanted, "l")
     if wanted.asks_of_redirects:
-        # Where few have a name, theirs are looked up; where many have it, all that are asked for are remembered, or all
-        # others, whichever are less.
-        others = having > SORTED and await _share(connection, wanted) > 0.5
-        known = await _known_redirects(connection, wanted, others=others) if having > SORTED else None
-        if known is not None:
-            where.add(f"{'NOT' if others else ''} (l.redirects_key = ANY({{}}::uuid[]))", known)
-        else:
-            redirects = Where(where.parameters)
-            filters.of_redirects(redirects, wanted)
-            fit = f"NOT ({redirects})" if others else str(redirects)
-            fence = "OFFSET 0" if having > SORTED else ""
-            source += f"""
-                {"LEFT" if others else ""} JOIN (
-                    SELECT r.redirects_key, r.traits FROM redirections r WHERE {fit} {fence}
-                ) r ON r.redirects_key = l.redirects_key AND r.traits = l.traits
-            """
-            if others:
-                where.add("r.redirects_key IS NULL")
+        share = await _share(connection, wanted) if having > SORTED else None
+        if share == 1 and not wanted.asks_of_standing and not wanted.asks_of_time:
+            elsewhere = await _elsewhere(connection, wanted, having)
+            if elsewhere is not None:
+                return having - elsewhere
+        source += await _beside_redirects(connection, where, wanted, share)
     if wanted.asks_of_standing and having <= SORTED:
         source += _KEY + _STANDING_OF_KEY
         filters.of_standing(where, wanted)
@@ -569,6 +532,51 @@ async def _counted(connection: AnyConnection, wanted: ClientFilter) -> int:
             JOIN (SELECT s.registered_position FROM standings s WHERE {standing} OFFSET 0) s USING (registered_position)
         """
     return await _count(connection, source, where)
+
+
+async def _elsewhere(connection: AnyConnection, wanted: ClientFilter, named: int) -> int | None:
+    """How many of a name redirect elsewhere than asked for; None unless all who do are far fewer than have the name."""
+    redirects = Where()
+    filters.of_redirects(redirects, wanted, "l")
+    others = Where(redirects.parameters)
+    others.add(f"NOT ({redirects})")
+    filters.of_traits(others, wanted)
+    clients = await _sum(connection, "redirections", others)
+    if clients * FEWER >= named:  # those of other names among them would be read, too
+        return None
+    if clients == 0:
+        return 0
+    where = Where(redirects.parameters)
+    filters.of_name(where, wanted)
+    source = f"""
+        (SELECT l.redirects_key, l.traits FROM redirections l WHERE {others} OFFSET 0) r
+        JOIN listed l USING (redirects_key, traits)
+    """
+    return await _count(connection, source, where)
+
+
+async def _beside_redirects(connection: AnyConnection, where: Where, wanted: ClientFilter, share: float | None) -> str:
+    """What rows `l` are joined with so that their redirects are those asked for; what that needs is added.
+
+    Where few have a name (`share` is None), theirs are looked up; where many have it, all that are asked for are
+    remembered, or all others, whichever are less.
+    """
+    others = share is not None and share > 0.5
+    known = None if share is None else await _known_redirects(connection, wanted, others=others)
+    if known is not None:
+        where.add(f"{'NOT' if others else ''} (l.redirects_key = ANY({{}}::uuid[]))", known)
+        return ""
+    redirects = Where(where.parameters)
+    filters.of_redirects(redirects, wanted)
+    fit = f"NOT ({redirects})" if others else str(redirects)
+    fence = "" if share is None else "OFFSET 0"
+    if others:
+        where.add("r.redirects_key IS NULL")
+    return f"""
+        {"LEFT" if others else ""} JOIN (
+            SELECT r.redirects_key, r.traits FROM redirections r WHERE {fit} {fence}
+        ) r ON r.redirects_key = l.redirects_key AND r.traits = l.traits
+    """
 
 
 async def _known_redirects(connection: AnyConnection, wanted: ClientFilter, *, others: bool) -> list[object] | None:

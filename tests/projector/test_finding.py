@@ -188,11 +188,13 @@ ASKED: Final[tuple[dict[str, Any], ...]] = (
 PAGES: Final = (2, 5, 13)
 KNOBS: Final[tuple[dict[str, int], ...]] = (
     {},
-    {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 1, "LOOKED_AT_BESIDE": 1, "FEW": 0, "SORTED": 0, "READ": 0, "TEXTS": 0},
-    {"LOOKED_AT": 4, "LOOKED_AT_NAMES": 4, "LOOKED_AT_BESIDE": 3, "FEW": 1, "SORTED": 5, "READ": 0, "TEXTS": 2},
-    {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 2, "LOOKED_AT_BESIDE": 1, "FEW": 100, "SORTED": 100, "OTHERS": 2},
-    {"LOOKED_AT": 4, "LOOKED_AT_NAMES": 6, "LOOKED_AT_BESIDE": 2, "FARTHER": 20, "FEW": 0, "SORTED": 0, "SHARE": 100},
-    {"LOOKED_AT": 1, "LOOKED_AT_NAMES": 1, "FARTHER": 2, "SORTED": 0, "SHARE": 1, "FEWER": 0},
+    {"LOOKED_AT": 1, "LOOKED_AT_BESIDE": 1, "FEW": 0, "SORTED": 0, "READ": 0, "TEXTS": 0, "FARTHER": 2}
+    | {"LOOKED_AT_NAMES": 1, "FEWER": 0},
+    {"LOOKED_AT": 4, "LOOKED_AT_BESIDE": 3, "FEW": 1, "SORTED": 5, "READ": 0, "TEXTS": 2, "SHARE": 1}
+    | {"LOOKED_AT_NAMES": 4},
+    {"LOOKED_AT": 1, "LOOKED_AT_BESIDE": 1, "FEW": 100, "SORTED": 100, "OTHERS": 2, "LOOKED_AT_NAMES": 2},
+    {"LOOKED_AT": 4, "LOOKED_AT_BESIDE": 2, "FARTHER": 20, "FEW": 0, "SORTED": 0, "SHARE": 100}
+    | {"LOOKED_AT_NAMES": 6, "FEWER": 1},
 )
 
 
@@ -232,6 +234,28 @@ async def test_whichever_way_a_page_is_found_it_is_the_same(
                     expected.reverse()
                 size = dice.choice(PAGES)
                 assert await every_page(database, wanted, sign + name, size) == expected, (asked, sign + name, size)
+
+
+@pytest.mark.parametrize("fewer", [0, 1, finding.FEWER])
+async def test_of_a_name_all_are_counted_but_those_who_redirect_elsewhere(
+    database: Connection, monkeypatch: pytest.MonkeyPatch, fewer: int
+) -> None:
+    """Admins of a large register: whichever are fewer, and whatever those are called who redirect elsewhere."""
+    monkeypatch.setattr(finding, "SORTED", 0)
+    monkeypatch.setattr(finding, "FEWER", fewer)
+
+    async def share(_: object, __: object) -> float:
+        return 1.0
+
+    monkeypatch.setattr(finding, "_share", share)
+    events, known = happened(random.Random(11))
+    await apply(database, list(enumerate(events)), size=7)
+    texts = [{"redirect_uri": "https"}, {"redirect_host": "agent.example"}, {"redirect_uri": "deep"}]
+    texts += [{"redirect_host": "flood.example"}, {"redirect_uri": "agent", "redirect_host": "example"}]
+    states = ("active", "any", "deleted")
+    for name, text, status in itertools.product(("o", "old", "of the flood", "go"), texts, states):
+        wanted = ClientFilter(name=name, status=status, **text)
+        assert await finding.total(database, wanted) == sum(passes(each, wanted) for each in known), wanted
 
 
 async def every_page(database: Connection, wanted: ClientFilter, sort: str, size: int) -> list[str]:
