@@ -250,8 +250,9 @@ async def test_of_a_name_all_are_counted_but_those_who_redirect_elsewhere(
     monkeypatch.setattr(finding, "_share", share)
     events, known = happened(random.Random(11))
     await apply(database, list(enumerate(events)), size=7)
-    texts = [{"redirect_uri": "https"}, {"redirect_host": "agent.example"}, {"redirect_uri": "deep"}]
-    texts += [{"redirect_host": "flood.example"}, {"redirect_uri": "agent", "redirect_host": "example"}]
+    texts: list[dict[str, Any]] = [{"redirect_uri": each} for each in ("https", "deep")]
+    texts += [{"redirect_host": each} for each in ("agent.example", "flood.example")]
+    texts.append({"redirect_uri": "agent", "redirect_host": "example"})
     states = ("active", "any", "deleted")
     for name, text, status in itertools.product(("o", "old", "of the flood", "go"), texts, states):
         wanted = ClientFilter(name=name, status=status, **text)
