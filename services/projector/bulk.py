@@ -37,6 +37,8 @@ PARTS_A_LOADER: Final = 8
 """At least, so that none has much to do when the others are done."""
 STEP_SECONDS: Final = 6 * 3_600.0
 STOP_SECONDS: Final = 5.0
+ROW_BY_ENTRY: Final = 8
+"""What making a row costs, by what an entry of an index does, about."""
 
 
 class LoaderFailed(Exception):
@@ -243,16 +245,14 @@ class Rows(Struct, frozen=True):
 
 async def _made(builders: Sequence[Connection], indexes: Sequence[Index], events: int, told: Told) -> None:
     """Make the rows and the indexes of all tables, each as soon as what it needs is there, several at once."""
-    loaded = {}
-    for name in loader.LOADED:
-        await builders[0].execute(f"ANALYZE {name}", timeout=STEP_SECONDS)
-        loaded[name] = max(0, int(await builders[0].fetchval(_ABOUT, name)))
+    loaded = await _looked_at(builders)
     made_by = {each.name: each for each in indexes}
     tables = sorted({each.table for each in indexes})
     weights = {each: loaded[_ROWS[each].of] if each in _ROWS else events for each in tables}
     weights |= {each.name: weights[each.table] for each in indexes}
     needs = {each: set(_ROWS[each].needs) if each in _ROWS else set() for each in tables}
     needs |= {each.name: {each.table} for each in indexes}
+    needed = {made_by[need].table if need in made_by else need for each in _ROWS.values() for need in each.needs}
     swept = {f"vacuum {each}": each for each in tables}
     for step, table in swept.items():
         weights[step] = weights[table]
@@ -263,12 +263,34 @@ async def _made(builders: Sequence[Connection], indexes: Sequence[Index], events
             await _make_index(builder, made_by[step])
         elif step in swept:
             # Pages that are known to be seen by all are what makes counting from an index alone possible.
-            await builder.execute(f"VACUUM (ANALYZE) {swept[step]}", timeout=STEP_SECONDS)
+            how = "" if swept[step] in needed else "(ANALYZE)"
+            await builder.execute(f"VACUUM {how} {swept[step]}", timeout=STEP_SECONDS)
         elif step in _ROWS:
             await builder.execute(_ROWS[step].sql, *_ROWS[step].values, timeout=STEP_SECONDS)
-            await builder.execute(f"ANALYZE {step}", timeout=STEP_SECONDS)
+            if step in needed:
+                await builder.execute(f"ANALYZE {step}", timeout=STEP_SECONDS)
 
     await _in_order(needs, weights, builders, make, told)
+
+
+async def _looked_at(builders: Sequence[Connection]) -> dict[str, int]:
+    """Have Postgres look at what was loaded, so that it plans well. By table, about how many rows it has."""
+    loaded: dict[str, int] = {}
+    left = list(loader.LOADED)
+
+    async def look(builder: Connection) -> None:
+        while left:
+            name = left.pop()
+            await builder.execute(f"ANALYZE {name}", timeout=STEP_SECONDS)
+            loaded[name] = max(0, int(await builder.fetchval(_ABOUT, name)))
+
+    tasks = [asyncio.create_task(look(each), name="look at what was loaded") for each in builders]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for each in tasks:
+            await end(each)
+    return loaded
 
 
 async def _in_order(
@@ -278,7 +300,11 @@ async def _in_order(
     make: Callable[[str, Connection], Coroutine[Any, Any, None]],
     told: Told,
 ) -> None:
-    """Make each step once all that it needs is made, the heaviest first, as many at once as there are builders."""
+    """Make each step once all that it needs is made, as many at once as there are builders.
+
+    First what the most is still to be made behind: else it would be made alone in the end, one step after the other.
+    """
+    ways = _ways(needs, {step: weight * (ROW_BY_ENTRY if step in _ROWS else 1) for step, weight in weights.items()})
     order = TopologicalSorter(needs)
     order.prepare()
     free = list(builders)
@@ -287,7 +313,7 @@ async def _in_order(
     done, total = 0, sum(weights.values())
     try:
         while order.is_active():
-            ready = sorted([*ready, *order.get_ready()], key=lambda step: (step in _ROWS, weights[step]))
+            ready = sorted([*ready, *order.get_ready()], key=ways.__getitem__)
             while free and ready:
                 step, builder = ready.pop(), free.pop()
                 under_way[asyncio.create_task(make(step, builder), name=step)] = (step, builder)
@@ -302,6 +328,15 @@ async def _in_order(
     finally:
         for each in under_way:
             await end(each)
+
+
+def _ways(needs: dict[str, set[str]], costs: dict[str, int]) -> dict[str, int]:
+    """By step, what it costs with what comes behind it, one after the other, where that is the most."""
+    ways = dict(costs)
+    for step in reversed([*TopologicalSorter(needs).static_order()]):
+        for each in needs[step]:
+            ways[each] = max(ways[each], costs[each] + ways[step])
+    return ways
 
 
 async def _make_index(builder: Connection, index: Index) -> None:
