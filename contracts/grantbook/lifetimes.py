@@ -4,6 +4,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 MAX_THRESHOLD: Final = timedelta(hours=24)
+_LONG: Final = 4 * MAX_THRESHOLD
+_NONE: Final = timedelta(0)
 
 
 def extension_threshold(issued_at: datetime, issued_expires_at: datetime) -> timedelta:
@@ -12,4 +14,7 @@ def extension_threshold(issued_at: datetime, issued_expires_at: datetime) -> tim
     Smaller moves are in the activity alone, so whoever asks the log whether a grant has expired allows this much
     grace. The identity provider enforces the exact expiry of its tokens.
     """
-    return max(timedelta(0), min(MAX_THRESHOLD, (issued_expires_at - issued_at) / 4))
+    lifetime = issued_expires_at - issued_at
+    if lifetime >= _LONG:
+        return MAX_THRESHOLD
+    return max(_NONE, lifetime / 4)

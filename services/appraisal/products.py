@@ -16,11 +16,11 @@ from msgspec import Struct
 from appraisal import names
 from appraisal.uris import Uri, is_loopback
 
-MAX_REMEMBERED_NAMES: Final = 1_024
+MAX_REMEMBERED_NAMES: Final = 8_192
 MAX_REMEMBERED_WORDS: Final = 4_096
 """Names that differ have words in common: a product, a version, a number."""
 MAX_REMEMBERED_LETTERS: Final = 64
-"""A longer word is none that many have, and a name of marks alone would be kept for ever."""
+"""A longer name or word is none that many have, and one of marks alone would be kept for ever."""
 _WEB: Final = frozenset({"http", "https"})
 
 _LETTER: Final = (
@@ -73,18 +73,24 @@ class _Index(Struct, frozen=True):
     beginnings: frozenset[str]
 
 
-@lru_cache(maxsize=MAX_REMEMBERED_NAMES)
 def claimed(name: str) -> tuple[Claim, ...]:
     """The products whose names stand in a client's name as words of their own: in `Claude (work)`, not in `Claudette`.
 
     Words may be written apart or together, in any case and in letters that look alike. In the order of the list.
     """
+    return (_remembered_claims if len(name) <= MAX_REMEMBERED_LETTERS else _claims)(name)
+
+
+def _claims(name: str) -> tuple[Claim, ...]:
     words = _WORDS.findall(name)
     judged = [(_judged if len(each) <= MAX_REMEMBERED_LETTERS else _judgement)(each) for each in words]
     spelled = _found([spelling for spelling, _ in judged], _SPELLED)
     looking = _found([look for _, look in judged], _LOOKING)
     found = spelled | looking
     return tuple(Claim(each, each.name in spelled) for each in KNOWN if each.name in found) if found else ()
+
+
+_remembered_claims: Final = lru_cache(maxsize=MAX_REMEMBERED_NAMES)(_claims)
 
 
 def _found(words: list[str], index: _Index) -> set[str]:

@@ -21,6 +21,8 @@ _BIGINT_BYTES: Final = 8
 _position: Final = Struct(">hiq").pack
 _moment: Final = Struct(">iq").pack
 _size: Final = Struct(">i").pack
+_SIZES: Final = tuple(map(_size, range(512)))
+"""Of what is not long, so of nearly all."""
 
 
 def event(
@@ -51,7 +53,8 @@ def event(
 
 def _text(value: str) -> bytes:
     encoded = value.encode()
-    return _size(len(encoded)) + encoded
+    size = len(encoded)
+    return (_SIZES[size] if size < len(_SIZES) else _size(size)) + encoded
 
 
 async def copy_events(connection: AnyConnection, rows: Sequence[bytearray], *, seconds: float | None = None) -> None:

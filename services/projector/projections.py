@@ -45,6 +45,7 @@ NEW_HOST: Final = timedelta(seconds=flags.NEW_HOST_SECONDS)
 BURST: Final = timedelta(seconds=flags.BURST_SECONDS)
 
 _HOUR: Final = timedelta(hours=1)
+_NOTHING: Final = timedelta(0)
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 GrantKey = tuple[str, str]
@@ -193,7 +194,7 @@ def fold(  # noqa: C901, PLR0912, PLR0915  one case an event type
             raise UnknownType(message)
         case _:
             assert_never(event)
-    if not timedelta(0) <= at - batch.hour < _HOUR:
+    if not _NOTHING <= at - batch.hour < _HOUR:
         batch.hour = at.replace(minute=0, second=0, microsecond=0)
     batch.hours[batch.hour, recorded.type] += 1
     batch.events += copying.event(position, recorded.id, recorded.type, at, client, grant, user, recorded.body)
