@@ -132,6 +132,33 @@ BEGIN
     PERFORM count_used(turned);
 END $$;
 
+-- Write grants, with the revocations among these that are theirs. How many are open now. None of them may be there.
+CREATE FUNCTION issue(new_grants new_grant[], new_revocations new_revocation[]) RETURNS counted[] LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    changes counted[];
+BEGIN
+    WITH changed AS (
+        INSERT INTO grants (client_key, grant_key, grant_id, client_id, user_key, user_id, username,
+            username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at, metadata_sha256,
+            revoked_position, revoked_at, revoked_reason, open)
+        SELECT n.client_key, n.grant_key, coalesce(n.grant_id, n.grant_key), coalesce(n.client_id, n.client_key),
+            n.user_key, coalesce(n.user_id, n.user_key), n.username, coalesce(n.folded, n.username),
+            n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at, n.metadata_sha256,
+            r.position, r.at, r.reason, r.position IS NULL AND n.lapses_at > now()
+        FROM unnest(new_grants) n
+        LEFT JOIN unnest(new_revocations) r
+            ON r.client_key = n.client_key AND r.grant_key = n.grant_key AND r.position > n.position
+        RETURNING client_key, user_key, open
+    )
+    SELECT array_agg((client_key, user_key, issued, opened)::counted) INTO changes
+    FROM (
+        SELECT client_key, user_key, count(*) AS issued, count(*) FILTER (WHERE open) AS opened
+        FROM changed GROUP BY 1, 2
+    ) c;
+    RETURN changes;
+END $$;
+
 CREATE FUNCTION apply_log(
     new_hours hours[], new_hosts redirect_hosts[], new_clients new_client[],
     new_metadata new_metadata[], new_gates new_gate[], new_grants new_grant[], new_extensions new_extension[],
@@ -269,26 +296,21 @@ BEGIN
     END IF;
 
     IF cardinality(new_grants) > 0 THEN
-        -- An id is issued once. Should a second `issued` ever stand in the log, the first counts.
-        WITH changed AS (
-            INSERT INTO grants (client_key, grant_key, grant_id, client_id, user_key, user_id, username,
-                username_folded, scopes, issued_position, issued_at, logged_expires_at, lapses_at, metadata_sha256,
-                revoked_position, revoked_at, revoked_reason, open)
-            SELECT n.client_key, n.grant_key, coalesce(n.grant_id, n.grant_key), coalesce(n.client_id, n.client_key),
-                n.user_key, coalesce(n.user_id, n.user_key), n.username, coalesce(n.folded, n.username),
-                n.scopes::text[], n.position, n.issued_at, n.expires_at, n.lapses_at, n.metadata_sha256,
-                r.position, r.at, r.reason, r.position IS NULL AND n.lapses_at > now()
-            FROM unnest(new_grants) n
-            LEFT JOIN unnest(new_revocations) r
-                ON r.client_key = n.client_key AND r.grant_key = n.grant_key AND r.position > n.position
-            ON CONFLICT DO NOTHING
-            RETURNING client_key, user_key, open
-        )
-        SELECT array_agg((client_key, user_key, issued, opened)::counted) INTO more
-        FROM (
-            SELECT client_key, user_key, count(*) AS issued, count(*) FILTER (WHERE open) AS opened
-            FROM changed GROUP BY 1, 2
-        ) c;
+        BEGIN
+            more := issue(new_grants, new_revocations);
+        EXCEPTION WHEN unique_violation THEN
+            -- An id is issued once. Should a second `issued` ever stand in the log, the first counts. Looking for it
+            -- each time, as ON CONFLICT does, takes as long as writing to one more index.
+            more := issue(
+                (
+                    SELECT array_agg(n) FROM unnest(new_grants) n
+                    WHERE NOT EXISTS (
+                        SELECT FROM grants g WHERE g.client_key = n.client_key AND g.grant_key = n.grant_key
+                    )
+                ),
+                new_revocations
+            );
+        END;
         changes := changes || more;
     END IF;
 

@@ -391,10 +391,11 @@ _ROWS: Final = {
             client_name, client_name_folded, redirect_uris, redirect_text, labels, scope, grant_types,
             token_endpoint_auth_method, family, registered_family, flags, metadata, new_redirect_host,
             many_registrations, suspended_position, deleted_position, deleted_at)
-        WITH registered AS MATERIALIZED (
-            SELECT DISTINCT ON (client_key) * FROM loaded_clients ORDER BY client_key, position
+        WITH registered AS MATERIALIZED (  -- no more of them than this needs: all that clients say is a lot to sort
+            SELECT DISTINCT ON (client_key) client_key, position, family, registered_at FROM loaded_clients
+            ORDER BY client_key, position
         ), paced AS (
-            SELECT *, coalesce(registered_at - lag(registered_at, $2) OVER (
+            SELECT position, coalesce(registered_at - lag(registered_at, $2) OVER (
                 PARTITION BY family ORDER BY position
             ) <= $3, false) AS many
             FROM registered
@@ -406,25 +407,27 @@ _ROWS: Final = {
             SELECT DISTINCT ON (m.client_key) m.* FROM loaded_metadata m JOIN registered r USING (client_key)
             WHERE m.position > r.position
             ORDER BY m.client_key, m.position DESC
-        ), now_is AS (
-            SELECT client_key, changed_at, client_name, folded, redirect_uris, redirect_text, labels, scope,
-                grant_types, auth_method, family, flags, metadata, redirect_hosts
-            FROM changed
-            UNION ALL
-            SELECT client_key, registered_at, client_name, folded, redirect_uris, redirect_text, labels, scope,
-                grant_types, auth_method, family, flags, metadata, redirect_hosts
-            FROM registered WHERE client_key NOT IN (SELECT client_key FROM changed)
         )
-        SELECT p.client_key, p.client_id, p.position, p.registered_at, p.created_at, p.source,
+        SELECT l.client_key, l.client_id, l.position, l.registered_at, l.created_at, l.source,
             n.client_name, n.folded, n.redirect_uris::text[], n.redirect_text,
-            n.labels::text[] || ('source:' || p.source), n.scope, n.grant_types::text[],
-            n.auth_method, n.family, p.family, n.flags::text[], n.metadata,
+            n.labels::text[] || ('source:' || l.source), n.scope, n.grant_types::text[],
+            n.auth_method, n.family, l.family, n.flags::text[], n.metadata,
             EXISTS (
                 SELECT FROM redirect_hosts h
-                WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.changed_at - $1::interval
+                WHERE h.host = ANY(n.redirect_hosts::text[]) AND h.first_seen_at > n.said_at - $1::interval
             ),
             p.many, g.suspended_position, g.deleted_position, g.deleted_at
-        FROM paced p JOIN now_is n USING (client_key) LEFT JOIN gates g USING (client_key)
+        FROM loaded_clients l JOIN paced p ON p.position = l.position
+        LEFT JOIN gates g ON g.client_key = l.client_key LEFT JOIN changed m ON m.client_key = l.client_key
+        CROSS JOIN LATERAL (
+            SELECT m.changed_at AS said_at, m.client_name, m.folded, m.redirect_uris, m.redirect_text, m.labels,
+                m.scope, m.grant_types, m.auth_method, m.family, m.flags, m.metadata, m.redirect_hosts
+            WHERE m.position IS NOT NULL
+            UNION ALL
+            SELECT l.registered_at, l.client_name, l.folded, l.redirect_uris, l.redirect_text, l.labels,
+                l.scope, l.grant_types, l.auth_method, l.family, l.flags, l.metadata, l.redirect_hosts
+            WHERE m.position IS NULL
+        ) n
         """,
         ("redirect_hosts_pkey",),
         (projections.NEW_HOST, flags.BURST_CLIENTS, projections.BURST),
