@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from grantbook.sdk.tasks import AGAIN_SECONDS, end, together
+from grantbook.sdk.tasks import AGAIN_SECONDS, end, heed, together
 
 SECONDS = 10 * AGAIN_SECONDS
 
@@ -57,3 +57,24 @@ async def test_a_cancellation_while_the_parts_are_ended_is_not_forgotten() -> No
         whole.cancel()
         with pytest.raises(asyncio.CancelledError):
             await whole
+
+
+async def test_a_cancellation_that_was_lost_is_heeded() -> None:
+    """Those who press Ctrl-C as an answer comes: what goes on until it is interrupted ends."""
+    answered = asyncio.get_running_loop().create_future()
+    went_on = False
+
+    async def work() -> None:
+        nonlocal went_on
+        await asyncio.wait_for(answered, SECONDS)
+        heed()
+        went_on = True
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    answered.set_result(None)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not went_on
+    heed()  # nobody cancelled this one

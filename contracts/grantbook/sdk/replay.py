@@ -24,6 +24,7 @@ from grantbook.sdk.connection import close, connect, without_password
 from grantbook.sdk.lines import COLUMNS, as_columns, as_json, event_line, malformed_line, position_of, shown
 from grantbook.sdk.log import Gap, LogReader, Raw, StreamState, Unavailable, assert_dense
 from grantbook.sdk.reading import before, client_as_of, stretch
+from grantbook.sdk.tasks import heed
 from grantbook.sdk.unsealing import Opened, Unsealer
 
 try:
@@ -195,6 +196,7 @@ class Replay:
                     look_at = loop.time() + SAME_LOG_SECONDS
                     with contextlib.suppress(Unavailable):
                         now = await reader.state()
+                        heed()  # Ctrl-C
                         if now.identity != state.identity or now.last < after:
                             raise Gap("the log was replaced by another, or by an earlier copy of itself")
 

@@ -19,6 +19,16 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
         _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
 
 
+def heed() -> None:
+    """Raise the cancellation of the current task, should it have been lost: see `end`.
+
+    For work that goes on until it is interrupted, once it has waited for something that another library waited for.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def together(*work: Coroutine[Any, Any, None]) -> None:
     """Do all of it, until one raises that; then the others have ended, for certain.
 
