@@ -7,6 +7,7 @@ import asyncio
 import gc
 import itertools
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ PASSWORD: Final = "password-of-tests"  # nats-py does not decode what a URL must
 PASSWORDS: Final = {f"t{number}": PASSWORD for number in range(ACCOUNTS)}
 TEMPLATE: Final = "grantbook_template"
 STREAM_SECONDS: Final = 10.0
+
+# Shells have what they start in the background ignore Ctrl-C, and so would all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count()
 
