@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from appraisal import flags
-from grantbook.sdk.tasks import end
+from grantbook.sdk.tasks import end, together
 from projector import db, loader, projections
 from projector.applying import Halt
 from projector.db import Checkpoint, Connection
@@ -222,12 +222,7 @@ async def _loaded(loaders: Sequence[Loader], identity: str, until: int, told: To
         while parts:
             await each.load(parts.popleft(), copied)
 
-    tasks = [asyncio.create_task(work(each), name="load the log") for each in loaders]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for each in tasks:
-            await end(each)
+    await together(*(work(each) for each in loaders))
     if last.identity != identity:
         message = "the log was replaced while it was read: begin again"
         raise Halt(message)
@@ -284,12 +279,7 @@ async def _looked_at(builders: Sequence[Connection]) -> dict[str, int]:
             await builder.execute(f"ANALYZE {name}", timeout=STEP_SECONDS)
             loaded[name] = max(0, int(await builder.fetchval(_ABOUT, name)))
 
-    tasks = [asyncio.create_task(look(each), name="look at what was loaded") for each in builders]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for each in tasks:
-            await end(each)
+    await together(*(look(each) for each in builders))
     return loaded
 
 

@@ -196,9 +196,9 @@ class Replay:
                     look_at = loop.time() + SAME_LOG_SECONDS
                     with contextlib.suppress(Unavailable):
                         now = await reader.state()
-                        heed()  # Ctrl-C
                         if now.identity != state.identity or now.last < after:
                             raise Gap("the log was replaced by another, or by an earlier copy of itself")
+                    heed()  # Ctrl-C
 
     async def _render(
         self, messages: Sequence[Raw], identity: str, render: Callable[[Any, wire.Recorded | None], str]
