@@ -29,6 +29,7 @@ from grantbook.sdk.log import LogReader, StreamState, Unavailable
 from grantbook.sdk.tasks import end
 from registry import enrolment, statements, streams
 from registry.activity import ActivityLog
+from registry.ahead import Ahead
 from registry.api import admin, idp, registration
 from registry.api.answers import ANSWERS
 from registry.buckets import Bucket
@@ -221,6 +222,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             new_id=new_id,
             jitter=random.random,
         )
+        ahead = Ahead(credentials, new_id=new_id, random=secrets.token_bytes, clock=time.monotonic)
         register = Register(
             log=log,
             log_identity=(await reader.state()).identity,
@@ -230,6 +232,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             activity_identity=(await activity_reader.state()).identity,
             activity_reader=activity_reader,
             credentials=credentials,
+            ahead=ahead,
             subscribers=subscribers,
             seals=Seals(user_keys, random=secrets.token_bytes),
             now=now,
@@ -248,7 +251,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 unused = Unused(log, bucket, holder=new_id(), now=now, ceiling=policy.max_unused_clients)
         run = Running(register, nats, fanout, unused)
         run.compare_clocks(await reader.state())
-        tasks = [asyncio.create_task(run.watch(feed), name="watch the log")]
+        tasks = [
+            asyncio.create_task(run.watch(feed), name="watch the log"),
+            asyncio.create_task(ahead.run(), name="credentials kept ahead"),
+        ]
         if fanout is not None:
             tasks.append(asyncio.create_task(fanout.run(), name="fan-out"))
         if unused is not None:

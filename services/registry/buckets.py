@@ -5,7 +5,7 @@ leader read: "missing" must not look like "erased".
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -85,6 +85,18 @@ class Bucket:
                 return written
         message_ = f"bucket {self._name} did not say whether it stored a key"
         raise OutcomeUnknown(message_)
+
+    async def put_new(self, entries: Mapping[str, bytes]) -> bool:
+        """Write many keys that never had a value, beside what else is written. Whether all of them were.
+
+        False where some were not, or nobody knows: none of them may be counted on. Raises `Busy`.
+        """
+        messages = []
+        for key, value in entries.items():
+            subject = subjects.bucket_key(self._name, key)
+            # Without an id for the server to remember: it is not tried again.
+            messages.append(Message(subject, {}, value, "", Expected(subject, 0)))
+        return await self._commit.together(messages) is not None
 
     async def forget(self, key: str) -> bool:
         """Take the key away, whatever it has, with a mark that goes by itself. Whether there was anything.

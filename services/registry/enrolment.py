@@ -11,7 +11,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from grantbook import subjects
 from grantbook.events import Actor, ClientMetadata, ClientRegistered
 from grantbook.fingerprints import metadata_sha256
 from registry import clients, credentials, metadata
@@ -41,13 +40,11 @@ async def enrol(
     """Put a new client on the register. Raises `LogFull`, `Contended`, `Unavailable` and the `AppendFailed`s."""
     if register.log.only_gates:
         raise LogFull  # before anything is written for it
-    client_id = register.new_id()
-    issued = credentials.issue(register.random(2 * credentials.SECRET_BYTES), with_secret=metadata.needs_secret(said))
     # The hashes before the event that makes them count: an orphan is harmless, a client without its token is not.
-    await credentials.keep(register.credentials, subjects.token(client_id), issued.kept)
-    event = ClientRegistered(client_id=client_id, source=source, metadata=said, at=register.now(), by=by)
+    blank = await register.ahead.take(with_secret=metadata.needs_secret(said))
+    event = ClientRegistered(client_id=blank.client_id, source=source, metadata=said, at=register.now(), by=by)
     position = await register.log.record_new(event, traceparent=traceparent)
-    return Enrolled(client_id, event.at, said, position, issued)
+    return Enrolled(blank.client_id, event.at, said, position, blank.issued)
 
 
 async def enrol_identical(register: Register, said: ClientMetadata, *, traceparent: str | None) -> Enrolled | None:

@@ -11,6 +11,7 @@ from door.limits import Limits
 from grantbook import positions
 from grantbook.sdk.log import LogReader
 from registry.activity import ActivityLog
+from registry.ahead import Ahead
 from registry.buckets import Bucket
 from registry.keys import Seals
 from registry.settings import Policy
@@ -27,6 +28,8 @@ class Register(Struct, frozen=True):
     activity_identity: str
     activity_reader: LogReader
     credentials: Bucket
+    ahead: Ahead
+    """Credentials for those that register."""
     subscribers: Bucket
     """Receipts of the token services."""
     seals: Seals
