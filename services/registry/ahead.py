@@ -4,13 +4,15 @@ Hashes come before the event that makes them count. While many register, each wo
 for half of the round before each. So the hashes of as many as will register in the next moment are kept together, as
 one batch, and a registration takes its credentials, with the client id that they are kept under, from those.
 
-What nobody takes in time is dropped: its hashes are orphans, of credentials that nobody was ever shown. They are less
-than what registered in `AHEAD_SECONDS`, once for each time in which many did. Who registers alone leaves none.
+What nobody takes in time is dropped: its hashes are orphans, of credentials that nobody was ever shown. They are no
+more than were taken, and in each process at most a batch of each kind in `FRESH_SECONDS`. Where few register there are
+none.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -20,15 +22,15 @@ from msgspec import Struct
 from grantbook import subjects
 from registry import credentials
 from registry.buckets import Bucket
-from registry.commit import MAX_BATCH_MESSAGES, MIN_BATCH_MESSAGES, AppendFailed
+from registry.commit import MAX_BATCH_MESSAGES, MIN_BATCH_MESSAGES, AppendFailed, OutcomeUnknown
 from registry.credentials import Issued
 
 RANDOM_BYTES: Final = 2 * credentials.SECRET_BYTES
 """Of one client's credentials."""
 AHEAD_SECONDS: Final = 0.2
-"""As many are kept ahead as were taken in so long: several rounds of the server."""
+"""As many are kept ahead as were taken in so long, up to a batch: several rounds of the server."""
 FRESH_SECONDS: Final = 5.0
-"""No older ones are given: a client's id tells when it was made, and secrets do not lie about."""
+"""No older ones are given, or soon even there: a client's id tells when it was made, and secrets do not lie about."""
 WAIT_SECONDS: Final = 0.5
 """Before another try, where they could not be kept."""
 
@@ -60,6 +62,11 @@ class Ahead:
         self._shelves = {with_secret: _Shelf() for with_secret in (False, True)}
         self._wakeup = asyncio.Event()
 
+    @property
+    def waiting(self) -> int:
+        """Blanks that nobody has taken yet."""
+        return sum(len(each) for each in self._shelves.values())
+
     async def take(self, *, with_secret: bool) -> Blank:
         """A blank that nobody else is given, its hashes on disk. Raises the `AppendFailed`s and `Unavailable`."""
         shelf, now = self._shelves[with_secret], self._clock()
@@ -74,36 +81,45 @@ class Ahead:
     async def run(self) -> None:
         """Keep as many ahead as are wanted. Ends only by being cancelled."""
         while True:
-            await self._wakeup.wait()
-            self._wakeup.clear()
+            await self._asked_for()
             try:
-                kept = [await self._fill(with_secret=with_secret) for with_secret in self._shelves]
-            except Exception:  # noqa: BLE001  whoever registers meanwhile waits for two appends, and is told what fails
+                for with_secret in self._shelves:
+                    await self._fill(with_secret=with_secret)
+            except AppendFailed as error:
+                # Whoever registers meanwhile waits for two appends, and is told what fails.
+                _log.warning("no credentials are kept ahead", reason=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(WAIT_SECONDS)
+            except Exception:  # noqa: BLE001  the same
                 _log.exception("no credentials can be kept ahead")
-                kept = [False]
-            if not all(kept):
                 await asyncio.sleep(WAIT_SECONDS)
 
-    async def _fill(self, *, with_secret: bool) -> bool:
-        """Whether all that were missing are there now."""
+    async def _asked_for(self) -> None:
+        """Wait until somebody finds too few. What grows old meanwhile is dropped."""
+        while not self._wakeup.is_set() and self.waiting:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FRESH_SECONDS):
+                    await self._wakeup.wait()
+            for shelf in self._shelves.values():
+                shelf.drop_old(self._clock())
+        await self._wakeup.wait()
+        self._wakeup.clear()
+
+    async def _fill(self, *, with_secret: bool) -> None:
         shelf = self._shelves[with_secret]
         made_at = self._clock()
         missing = shelf.missing(made_at)
         if not missing:
-            return True
+            return
         random = self._random(missing * RANDOM_BYTES)  # asked for at once: each asking is a call of the kernel
         blanks = [
             self._blank(random[start : start + RANDOM_BYTES], with_secret=with_secret)
             for start in range(0, len(random), RANDOM_BYTES)
         ]
         hashes = {subjects.token(each.client_id): msgspec.json.encode(each.issued.kept) for each in blanks}
-        try:
-            kept = await self._bucket.put_new(hashes)
-        except AppendFailed:
-            return False
-        if kept:
-            shelf.put(blanks, made_at)
-        return kept
+        if not await self._bucket.put_new(hashes):
+            message = "not all were stored, or nobody knows"
+            raise OutcomeUnknown(message)
+        shelf.put(blanks, made_at)
 
     def _blank(self, random: bytes, *, with_secret: bool) -> Blank:
         return Blank(self._new_id(), credentials.issue(random, with_secret=with_secret))
@@ -120,20 +136,24 @@ class _Shelf:
         self._taken_before = 0
         """In the window before."""
 
+    def __len__(self) -> int:
+        return len(self._blanks)
+
     def take(self, now: float) -> Blank | None:
         window = int(now / AHEAD_SECONDS)
         if window != self._window:
             self._taken_before = self._taken if window == self._window + 1 else 0
             self._window, self._taken = window, 0
         self._taken += 1
-        while self._blanks:
-            made_at, blank = self._blanks.popleft()
-            if now - made_at < FRESH_SECONDS:
-                return blank
-        return None
+        self.drop_old(now)
+        return self._blanks.popleft()[1] if self._blanks else None
 
     def put(self, blanks: list[Blank], made_at: float) -> None:
         self._blanks.extend((made_at, blank) for blank in blanks)
+
+    def drop_old(self, now: float) -> None:
+        while self._blanks and now - self._blanks[0][0] >= FRESH_SECONDS:
+            self._blanks.popleft()
 
     def missing(self, now: float) -> int:
         """How many to make now: none while half of what is wanted is there, or where a batch would be too small."""

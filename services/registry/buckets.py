@@ -89,7 +89,7 @@ class Bucket:
     async def put_new(self, entries: Mapping[str, bytes]) -> bool:
         """Write many keys that never had a value, beside what else is written. Whether all of them were.
 
-        False where some were not, or nobody knows: none of them may be counted on. Raises `Busy`.
+        False where some were not, or nobody knows: none of them may be counted on. Raises the `AppendFailed`s.
         """
         messages = []
         for key, value in entries.items():

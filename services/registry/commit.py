@@ -153,7 +153,7 @@ class GroupCommit:
         """Append messages at once, beside what waits here, which is sent meanwhile. The sequence of the last one.
 
         Many go as one atomic batch, a few each by itself. None when not all were stored, or nobody knows: look for
-        each. Raises `Busy`.
+        each. Raises `Busy`, and for a batch `Full` and `Refused`: nothing was stored.
         """
         if self._closing or not self._connection.is_connected:
             message = "the registry is stopping, or not connected to NATS"
