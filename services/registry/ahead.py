@@ -23,10 +23,8 @@ from grantbook import subjects
 from registry import credentials
 from registry.buckets import Bucket
 from registry.commit import MAX_BATCH_MESSAGES, MIN_BATCH_MESSAGES, AppendFailed, OutcomeUnknown
-from registry.credentials import Issued
+from registry.credentials import RANDOM_BYTES, Issued
 
-RANDOM_BYTES: Final = 2 * credentials.SECRET_BYTES
-"""Of one client's credentials."""
 AHEAD_SECONDS: Final = 0.2
 """As many are kept ahead as were taken in so long, up to a batch: several rounds of the server."""
 FRESH_SECONDS: Final = 5.0
@@ -86,22 +84,22 @@ class Ahead:
                 for with_secret in self._shelves:
                     await self._fill(with_secret=with_secret)
             except AppendFailed as error:
-                # Whoever registers meanwhile waits for two appends, and is told what fails.
                 _log.warning("no credentials are kept ahead", reason=f"{type(error).__name__}: {error}")
-                await asyncio.sleep(WAIT_SECONDS)
-            except Exception:  # noqa: BLE001  the same
+            except Exception:  # noqa: BLE001  whatever it is, registering goes on
                 _log.exception("no credentials can be kept ahead")
-                await asyncio.sleep(WAIT_SECONDS)
+            else:
+                continue
+            # Whoever registers meanwhile waits for two appends, and is told what fails.
+            await asyncio.sleep(WAIT_SECONDS)
 
     async def _asked_for(self) -> None:
         """Wait until somebody finds too few. What grows old meanwhile is dropped."""
-        while not self._wakeup.is_set() and self.waiting:
+        while not self._wakeup.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(FRESH_SECONDS):
+                async with asyncio.timeout(FRESH_SECONDS if self.waiting else None):
                     await self._wakeup.wait()
             for shelf in self._shelves.values():
                 shelf.drop_old(self._clock())
-        await self._wakeup.wait()
         self._wakeup.clear()
 
     async def _fill(self, *, with_secret: bool) -> None:

@@ -21,7 +21,7 @@ from nats.errors import Error as NatsError
 MIN_BATCH_MESSAGES: Final = 16
 """Fewer go one by one, all in flight at once: a batch costs the server 3 ms whatever is in it, a message 0.25 ms."""
 SENT_AT_ONCE: Final = 16
-"""Messages of a batch of the fan-out that are handed to the client before other work of the process has its turn."""
+"""Messages of a batch sent beside others that are handed to the client before other work here has its turn."""
 MAX_BATCH_MESSAGES: Final = 200
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 MAX_MESSAGE_BYTES: Final = 900 * 1024

@@ -15,6 +15,8 @@ from msgspec import Struct
 from registry.buckets import Bucket
 
 SECRET_BYTES: Final = 32
+RANDOM_BYTES: Final = 2 * SECRET_BYTES
+"""Of which new credentials are made."""
 
 
 class Credentials(Struct, frozen=True, omit_defaults=True):
@@ -45,7 +47,7 @@ class Kept(Struct, frozen=True):
 
 
 def issue(random: bytes, *, with_secret: bool, keep_secret_sha256: str | None = None) -> Issued:
-    """New credentials out of `2 * SECRET_BYTES` random bytes.
+    """New credentials out of `RANDOM_BYTES` random bytes.
 
     Where a secret is to be kept (its hash is given), none is made: nobody can show it again.
     """

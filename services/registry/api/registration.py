@@ -124,7 +124,7 @@ async def update_registration(
     said = checked(register, members)
     token = subjects.token(found.id)
     issued = credentials.issue(
-        register.random(2 * credentials.SECRET_BYTES),
+        register.random(credentials.RANDOM_BYTES),
         with_secret=metadata.needs_secret(said),
         keep_secret_sha256=None
         if register.policy.rotate_client_secrets or not metadata.needs_secret(found.metadata)
