@@ -11,7 +11,7 @@ from litestar.di import Provide
 from litestar.plugins.prometheus import PrometheusController
 from litestar.types import ControllerRouterHandler
 
-from door import docs, health, logs, problems, requests, roles
+from door import asked, direct, docs, health, logs, problems, requests, roles
 
 MAX_BODY_BYTES: Final = 1_048_576
 """Default limit of a request's body. A route that needs another sets `request_max_body_size`."""
@@ -51,6 +51,7 @@ def litestar_app(
         # structlog's own default shows local variables in traces, and redacts nothing.
         logs.configure()
     app = Litestar(
+        request_class=asked.Asked,
         route_handlers=[
             *route_handlers,
             *health.routes(ready=ready or {}, warn=warn or {}),
@@ -67,5 +68,6 @@ def litestar_app(
         debug=False,
     )
     # Litestar's own middleware runs inside of routes alone. This one must see what no route matched, too.
-    app.asgi_handler = requests.around(app.asgi_handler, name=name, mint_request_id=mint_request_id)
+    within = direct.called_directly(app, app.asgi_handler)
+    app.asgi_handler = requests.around(within, name=name, mint_request_id=mint_request_id)
     return app

@@ -1,100 +1,26 @@
 """Logs: one JSON object a line on stderr, readable lines on a terminal, and no secret in either.
 
-Lines of libraries that use the standard `logging` come out the same way. Secrets are redacted by the name of their key,
-at any depth, and bearer tokens inside of texts; nobody needs to remember it.
+Lines of libraries that use the standard `logging` come out the same way. Secrets are taken out of every line by
+`door.redaction`; nobody needs to remember it.
 """
 
 import logging
-import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Final
 
 import msgspec
 import structlog
 from structlog.typing import Processor
 
-from door import requests
+from door import access, requests
+from door.redaction import redact
 
-SECRET_KEYS: Final = frozenset(
-    {
-        "token",
-        "secret",
-        "authorization",
-        "password",
-        "client_secret",
-        "registration_access_token",
-        "username",
-        "cookie",
-        "private_key",
-    }
-)
-"""Words that a key ends with when its value is secret: `token`, and so `access_token` and `x-api-token`."""
-REDACTED: Final = "[redacted]"
-MAX_DEPTH: Final = 6
-"""Values nested deeper than this are left out of the line."""
-MAX_VALUE_CHARACTERS: Final = 8_192
-"""Longer texts are cut, but for traces: nobody outside decides how large a line is."""
-
-_BEARER: Final = re.compile(r"(bearer\s+)[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
-_MINTED: Final = re.compile(r"gb_[a-z]+_[A-Za-z0-9_-]{20,}")
-_USER_IN_URL: Final = re.compile(r"(://)[^/?#\s]{1,512}@")
-"""A password, or with NATS a token that stands alone; also with an `@` of its own in it."""
-_SECRET_ENDINGS: Final = tuple(SECRET_KEYS)
 _SERVERS: Final = ("uvicorn", "uvicorn.error", "granian", "_granian", "litestar")
 _ACCESS_LOGS: Final = ("uvicorn.access", "granian.access")
 """Servers' own access lines hold paths and queries: `door.requests` writes ours instead."""
 
 _encode: Final = msgspec.json.Encoder(enc_hook=repr).encode
-
-
-def redact(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor that takes secrets out of a line."""
-    for key, value in line.items():
-        if _is_secret(key):
-            line[key] = REDACTED
-        elif isinstance(value, str):
-            line[key] = _text(value, limit=key != "exception")
-        elif isinstance(value, Mapping | list | tuple | set | frozenset | bytes):
-            line[key] = _redacted(value, MAX_DEPTH)
-        elif not isinstance(value, int | float | None):
-            line[key] = _text(repr(value)) if key not in _STRUCTLOG_KEYS else value
-    return line
-
-
-def _is_secret(key: str) -> bool:
-    return key.lower().endswith(_SECRET_ENDINGS)
-
-
-_STRUCTLOG_KEYS: Final = frozenset({"exc_info", "_record", "_from_structlog"})
-
-
-def _redacted(value: object, depth: int) -> object:
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, int | float | None):
-        return value
-    if depth == 0:
-        return "..."
-    if isinstance(value, Mapping):
-        return {
-            str(key): REDACTED if _is_secret(str(key)) else _redacted(each, depth - 1) for key, each in value.items()
-        }
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_redacted(each, depth - 1) for each in value]
-    return _text(repr(value))
-
-
-def _text(text: str, *, limit: bool = True) -> str:
-    if limit and len(text) > MAX_VALUE_CHARACTERS:
-        text = text[:MAX_VALUE_CHARACTERS] + "..."
-    if "earer" in text or "EARER" in text:
-        text = _BEARER.sub(rf"\1{REDACTED}", text)
-    if "gb_" in text:
-        text = _MINTED.sub(REDACTED, text)
-    if "://" in text:
-        text = _USER_IN_URL.sub(rf"\1{REDACTED}@", text)
-    return text
 
 
 def _with_request(_: object, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -177,6 +103,7 @@ def configure(*, as_json: bool | None = None, level: str = "INFO") -> None:
         redact,
     ]
     shown: list[Processor] = [_json_line] if as_json else [_printable, _readable_lines()]
+    access.lines.are_json = as_json and number <= logging.INFO
     structlog.configure(
         processors=[*gathered, *shown],
         wrapper_class=structlog.make_filtering_bound_logger(number),

@@ -14,7 +14,7 @@ import structlog
 from litestar.enums import HttpMethod, ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from door import metrics
+from door import access, metrics
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -124,16 +124,19 @@ def around(app: ASGIApp, *, name: str, mint_request_id: Callable[[], str]) -> AS
             template = cast("dict[str, Any]", scope).get("path_template", UNMATCHED)
             seconds = time.perf_counter() - started
             metrics.note(name, method, template, status, seconds)
-            (log.debug if template in QUIET else log.info)(
-                "request",
-                method=method,
-                path=template,
-                status=status,  # 0: the caller left before there was an answer
-                ms=round(seconds * 1_000, 2),
-            )
+            _say(current, method, template, status, round(seconds * 1_000, 2))
             _current.reset(token)
 
     return middleware
+
+
+def _say(current: _Current, method: str, template: str, status: int, milliseconds: float) -> None:
+    """The access line of a request. Status 0: the caller left before there was an answer."""
+    if access.lines.are_json and template not in QUIET:
+        access.lines.add(method, template, status, milliseconds, current.request_id, current.caller)
+    else:
+        say = log.debug if template in QUIET else log.info
+        say("request", method=method, path=template, status=status, ms=milliseconds)
 
 
 def _of_headers(headers: RawHeaders, mint_request_id: Callable[[], str]) -> _Current:
@@ -149,14 +152,14 @@ def _of_headers(headers: RawHeaders, mint_request_id: Callable[[], str]) -> _Cur
 
 
 def _with_ours(headers: RawHeaders, path: str, current: _Current) -> list[tuple[bytes, bytes]]:
-    ours = [
-        *headers,
-        (b"x-request-id", current.request_id.encode()),
-        (b"x-content-type-options", b"nosniff"),
-    ]
-    if path.startswith(NOT_STORED) and not any(name == b"cache-control" for name, _ in ours):
-        ours.append((b"cache-control", b"no-store"))
+    ours = [*headers, (b"x-request-id", current.request_id.encode()), _NOT_SNIFFED]
+    if path.startswith(NOT_STORED) and b"cache-control" not in [name for name, _ in ours]:
+        ours.append(_NO_STORE)
     return ours
+
+
+_NOT_SNIFFED: Final = (b"x-content-type-options", b"nosniff")
+_NO_STORE: Final = (b"cache-control", b"no-store")
 
 
 def _without_content(send: Send) -> Send:

@@ -23,7 +23,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 from msgspec import Struct
 
-from door import requests
+from door import asked, requests
 from door.problems import Problem
 
 Role = Literal["idp", "admin", "auditor", "feed", "ops", "console"]
@@ -33,6 +33,7 @@ ON_BEHALF_OF: Final = "Grantbook-On-Behalf-Of"
 """Header in which the console names the person who asks: it has no rights of its own, only those of that person."""
 AT_CONSOLE: Final[frozenset[Role]] = frozenset({"admin", "auditor"})
 """What a person at the console may be: whoever is let in there may read the audit too."""
+_ON_BEHALF_OF: Final = ON_BEHALF_OF.lower().encode()
 MAX_AUTHORIZATION_CHARACTERS: Final = 1_024
 MAX_TOKENS: Final = 1_000
 MAX_NAME_CHARACTERS: Final = 64
@@ -101,7 +102,7 @@ def bearer_token(authorization: str) -> str | None:
 
 def authorization_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
     """The request's `Authorization` header. Two of them are not one: a proxy and we might disagree on which counts."""
-    sent = connection.headers.getall("authorization", [])
+    sent = asked.headers(connection, b"authorization")
     return sent[0] if len(sent) == 1 else ", ".join(sent) if sent else None
 
 
@@ -241,7 +242,7 @@ def requires(*roles: Role) -> Guard:
 
 def _person_at_console(connection: ASGIConnection[Any, Any, Any, Any], roles: tuple[Role, ...]) -> Caller:
     """Whom the console asks for, in the role that the handler wants of a person. Raises a `Problem`."""
-    named = connection.headers.getall(ON_BEHALF_OF, [])
+    named = asked.headers(connection, _ON_BEHALF_OF)
     role = next((each for each in roles if each in AT_CONSOLE), None)
     if role is None:
         raise Problem(403, "not_permitted", f"this needs a token of role {' or '.join(roles)}")

@@ -56,10 +56,11 @@ class _Guarded(HttpToolsProtocol):
         self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)  # also for who connects, and says nothing
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head and self._timer is None:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
         self._message_ended = False
         super().data_received(data)
+        if self._timer is None and not (self._in_head and self._message_ended):
+            # Most requests arrive whole: only what has not ended needs a timer.
+            self._timer = self.loop.call_later(HEAD_SECONDS if self._in_head else BODY_SECONDS, self._too_slow)
         # What ended a message was its body, or a head of a proper size: nothing of it counts for the next.
         if self._in_head and not self._message_ended and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -75,7 +76,6 @@ class _Guarded(HttpToolsProtocol):
         self._stop_timer()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests wait")  # ends the connection, as whatever cannot be read does
-        self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
         # For an answer that nobody takes: closing would wait until it was taken.
         cast("dict[str, Any]", self.scope.setdefault("extensions", {}))[ABORT] = self.transport.abort
         super().on_headers_complete()

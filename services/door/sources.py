@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 
 from litestar.connection import ASGIConnection
 
+from door import asked
+
 MAX_HOPS: Final = 16
 """Most proxies in a row that are looked through."""
 IPV6_PREFIX_BITS: Final = 64
@@ -53,10 +55,11 @@ UNKNOWN: Final = Source("", "")
 
 def source_of(connection: ASGIConnection[Any, Any, Any, Any], trusted: Proxies) -> Source:
     """The source of a request; `UNKNOWN` where the server knows no peer."""
-    peer = connection.client.host if connection.client is not None else ""
+    client = connection.scope.get("client")
+    peer = client[0] if client else ""
     if not trusted.networks:
         return _source_of_peer(peer)
-    return _source(_origin(peer, connection.headers.getall("x-forwarded-for", []), trusted))
+    return _source(_origin(peer, asked.headers(connection, b"x-forwarded-for"), trusted))
 
 
 def _origin(peer: str, headers: Sequence[str], trusted: Proxies) -> Address | None:

@@ -102,7 +102,10 @@ class Stored(Struct, frozen=True):
 
 
 class GroupCommit:
-    """Appends to one stream. `async with` starts it and, at the end, finishes what it took."""
+    """Appends to one stream, in the event loop in which it is made.
+
+    `async with` starts it and, at the end, finishes what it took.
+    """
 
     def __init__(self, connection: Client, stream: str) -> None:
         self.stream = stream
@@ -113,9 +116,11 @@ class GroupCommit:
         self._batch_prefix = connection.new_inbox().rpartition(".")[2]
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        # Kept: to find out which loop runs is a system call, up to Python 3.11.
+        self._loop: Final = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name=f"group commit {self.stream}")
+        self._task = self._loop.create_task(self._run(), name=f"group commit {self.stream}")
         return self
 
     async def __aexit__(
@@ -129,10 +134,14 @@ class GroupCommit:
         for entry in self._waiting:
             _fail(entry.answer, Busy("the registry is stopping"))
 
+    def time(self) -> float:
+        """The event loop's time, in seconds."""
+        return self._loop.time()
+
     def submit(self, message: Message, *, before: float | None = None) -> asyncio.Future[Stored]:
         """Append a message. The future ends once it is on disk, or with an `AppendFailed`.
 
-        It is sent `before` that time of the event loop, or not at all, and `Busy`. Raises `Busy` and `Refused` at once.
+        It is sent `before` that `time`, or not at all, and `Busy`. Raises `Busy` and `Refused` at once.
         """
         if self._closing or len(self._waiting) >= MAX_WAITING_MESSAGES:
             raise Busy("the registry is stopping" if self._closing else "too many appends are waiting")
@@ -143,9 +152,8 @@ class GroupCommit:
         if len(message.body) > MAX_MESSAGE_BYTES:
             too_large = f"{len(message.body)} bytes are more than the log takes in one event"
             raise Refused(too_large)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Stored] = loop.create_future()
-        self._waiting.append(_Entry(message, answer, loop.time() + WAIT_SECONDS if before is None else before))
+        answer: asyncio.Future[Stored] = self._loop.create_future()
+        self._waiting.append(_Entry(message, answer, self.time() + WAIT_SECONDS if before is None else before))
         self._wakeup.set()
         return answer
 
@@ -191,10 +199,11 @@ class GroupCommit:
         later: list[_Entry] = []
         written: set[str] = set()
         size = 0
+        now = self.time()
         while self._waiting and len(batch) < MAX_BATCH_MESSAGES and size < MAX_BATCH_BYTES:
             entry = self._waiting.popleft()
             message = entry.message
-            if not entry.is_wanted():
+            if not entry.is_wanted(now):
                 continue
             if message.expected is not None and message.expected.subject in written:
                 later.append(entry)
@@ -228,7 +237,7 @@ class GroupCommit:
 
     async def _send_in_order(self, group: Sequence["_Entry"]) -> None:
         for entry in group:
-            if not entry.is_wanted():  # it has waited for those before it
+            if not entry.is_wanted(self.time()):  # it has waited for those before it
                 continue
             try:
                 acknowledged = await self._request(entry.message, _headers(entry.message))
@@ -270,15 +279,15 @@ class GroupCommit:
 
 
 class _Entry(Struct, frozen=True):
-    """An append that waits, who waits for it, and until when of the event loop's time it may be sent."""
+    """An append that waits, who waits for it, and until when it may be sent."""
 
     message: Message
     answer: asyncio.Future[Stored]
     before: float
 
-    def is_wanted(self) -> bool:
+    def is_wanted(self, now: float) -> bool:
         """Whether it is still to be sent. One whose time is over fails here."""
-        if not self.answer.done() and asyncio.get_running_loop().time() > self.before:
+        if now > self.before and not self.answer.done():
             _fail(self.answer, Busy("the log took too long to take it"))
         return not self.answer.done()
 

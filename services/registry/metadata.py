@@ -124,7 +124,7 @@ def members_of(body: bytes) -> dict[str, object]:
     A member that is given twice is refused (RFC 8259 section 4): which one counts is what two readers may differ on.
     """
     try:
-        members = json.loads(body.decode(), object_pairs_hook=_unrepeated, parse_constant=_no_number)
+        members = _decoder.decode(body.decode())
         if _SURROGATE.search(body):
             json.dumps(members, ensure_ascii=False).encode()  # half of a pair is no character, and does not encode
     except RecursionError:
@@ -147,6 +147,9 @@ def _unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _no_number(_: str) -> None:
     raise ValueError  # NaN and Infinity are Python's, not JSON's
+
+
+_decoder: Final = json.JSONDecoder(object_pairs_hook=_unrepeated, parse_constant=_no_number)
 
 
 def check(

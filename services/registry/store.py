@@ -217,9 +217,8 @@ class Log:
             event, ClientSuspended | ClientResumed | ClientDeleted | GrantRevoked | UserGrantsRevoked
         ):
             raise LogFull
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + APPEND_WITHIN_SECONDS
-        while loop.time() < deadline:
+        deadline = self._commit.time() + APPEND_WITHIN_SECONDS
+        while self._commit.time() < deadline:
             try:
                 stored = await self._commit.submit(message, before=deadline)
             except Stale:

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +15,7 @@ from litestar.exceptions import ServiceUnavailableException
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
-from door import front, problems, requests, roles
+from door import access, front, problems, requests, roles
 from door.roles import Caller
 
 TOKENS = {role: roles.new_token(role, bytes([number]) * 32) for number, role in enumerate(roles.ROLES)}
@@ -47,10 +48,18 @@ async def ask(
     headers: list[tuple[bytes, bytes]] | None = None,
     body: bytes = b"",
     query: bytes = b"",
+    pieces: Sequence[bytes] = (),
     hangs_up: bool = False,
+    root_path: str = "",
+    host: bytes = b"test",
 ) -> Answer:
-    """One request as raw ASGI: HTTP clients would refuse to send some of what attackers do."""
-    sent = [{"type": "http.request", "body": body, "more_body": hangs_up}]
+    """One request as raw ASGI: HTTP clients would refuse to send some of what attackers do.
+
+    Its body is `body`, or arrives in `pieces`; one that `hangs_up` never sends all of it.
+    """
+    of_body = list(pieces) or [body]
+    sent: list[dict[str, Any]] = [{"type": "http.request", "body": each, "more_body": True} for each in of_body]
+    sent[-1]["more_body"] = hangs_up
     got: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -68,14 +77,14 @@ async def ask(
         "path": path,
         "raw_path": path.encode("utf-8", "surrogatepass"),
         "query_string": query,
-        "root_path": "",
-        "headers": [(b"host", b"test"), *(headers or [])],
+        "root_path": root_path,
+        "headers": [(b"host", host), *(headers or [])],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }
     await app(scope, receive, send)  # type: ignore[arg-type]  # plain dicts, as servers send
     assert [each["type"] for each in got].count("http.response.start") == 1
-    answer_headers = [(name.decode().lower(), value.decode()) for name, value in got[0]["headers"]]
+    answer_headers = [(name.decode().lower(), value.decode("latin-1")) for name, value in got[0]["headers"]]
     return Answer(got[0]["status"], dict(answer_headers), b"".join(each.get("body", b"") for each in got[1:]))
 
 
@@ -163,6 +172,17 @@ def app() -> Litestar:
     return make_app()
 
 
+@contextmanager
+def captured() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What is logged meanwhile, as it is given to the chain that writes it: access lines, too."""
+    before, access.lines.are_json = access.lines.are_json, False
+    try:
+        with structlog.testing.capture_logs() as lines:
+            yield lines
+    finally:
+        access.lines.are_json = before
+
+
 @pytest.fixture
 def restored_logging() -> Iterator[None]:
     """Tests configure the process's logging; the next ones get it back as it was."""
@@ -173,3 +193,4 @@ def restored_logging() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
+    access.lines.are_json = False

@@ -2,13 +2,12 @@
 
 import ipaddress
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from litestar.datastructures import Headers
+from litestar.connection import ASGIConnection
 
 from door import limits, sources
 from door.limits import Limits, Rate
@@ -112,9 +111,13 @@ def test_rates_are_read() -> None:
 
 
 def source(peer: str, *forwarded: str, trusted: str = "") -> str:
-    headers = Headers([(b"x-forwarded-for", each.encode("latin-1")) for each in forwarded])
-    connection: Any = SimpleNamespace(client=SimpleNamespace(host=peer) if peer else None, headers=headers)
-    return sources.source_of(connection, sources.proxies(trusted)).address
+    return sources.source_of(connection(peer, *forwarded), sources.proxies(trusted)).address
+
+
+def connection(peer: str, *forwarded: str) -> ASGIConnection[Any, Any, Any, Any]:
+    headers = [(b"x-forwarded-for", each.encode("latin-1")) for each in forwarded]
+    scope: Any = {"type": "http", "client": (peer, 1) if peer else None, "headers": headers}
+    return ASGIConnection(scope)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +159,7 @@ def test_the_source_is_the_first_address_that_is_no_proxy_of_ours(
 )
 def test_the_network_around_a_source_is_about_one_provider(peer: str, network: str) -> None:
     """Honest agents: who has one address of a provider often has many, and they are judged together."""
-    connection: Any = SimpleNamespace(client=SimpleNamespace(host=peer) if peer else None, headers=Headers([]))
-    assert sources.source_of(connection, sources.Proxies()).network == network
+    assert sources.source_of(connection(peer), sources.Proxies()).network == network
 
 
 def test_forged_headers_are_one_source() -> None:

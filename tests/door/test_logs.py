@@ -9,7 +9,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from door import logs
+from door import logs, redaction
 from tests.door.conftest import TOKENS, make_app
 
 SECRET = "hunter2-hunter2"
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-@pytest.mark.parametrize("key", sorted(logs.SECRET_KEYS))
+@pytest.mark.parametrize("key", sorted(redaction.SECRET_KEYS))
 def test_values_of_secret_keys_are_redacted_at_any_depth(
     key: str, as_json: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,7 +30,7 @@ def test_values_of_secret_keys_are_redacted_at_any_depth(
     log.info("nested", request={"a": [{key: SECRET}], key: {"x": SECRET}})
     log.bind(**{key: SECRET}).warning("bound")
     written = capsys.readouterr().err
-    assert written.count(logs.REDACTED) == 6
+    assert written.count(redaction.REDACTED) == 6
     assert SECRET not in written
 
 
@@ -107,7 +107,7 @@ def test_an_application_never_logs_in_structlogs_own_way(capsys: pytest.CaptureF
     structlog.reset_defaults()
     make_app()
     structlog.get_logger().info("x", token=SECRET)
-    assert json.loads(capsys.readouterr().err)["token"] == logs.REDACTED
+    assert json.loads(capsys.readouterr().err)["token"] == redaction.REDACTED
 
 
 def test_a_line_has_a_limit_in_length_and_depth() -> None:
@@ -115,8 +115,8 @@ def test_a_line_has_a_limit_in_length_and_depth() -> None:
     deep: object = SECRET
     for _ in range(50):
         deep = [deep]
-    line = dict(logs.redact(None, "info", {"event": "x" * 100_000, "deep": deep, "long": ["y" * 100_000]}))
-    assert len(logs._json_line(None, "info", line)) < 3 * logs.MAX_VALUE_CHARACTERS
+    line = dict(redaction.redact(None, "info", {"event": "x" * 100_000, "deep": deep, "long": ["y" * 100_000]}))
+    assert len(logs._json_line(None, "info", line)) < 3 * redaction.MAX_VALUE_CHARACTERS
     assert SECRET not in str(line)
 
 
@@ -132,5 +132,5 @@ JSONISH = st.recursive(
 @given(st.dictionaries(st.text(min_size=1), JSONISH))
 def test_anything_can_be_logged(line: dict[str, object]) -> None:
     """A log line never breaks the work that it tells of."""
-    redacted = logs.redact(None, "info", {"event": "x", **line})
+    redacted = redaction.redact(None, "info", {"event": "x", **line})
     assert isinstance(json.loads(logs._json_line(None, "info", redacted)), dict)

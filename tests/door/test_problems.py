@@ -4,11 +4,10 @@ import ast
 from pathlib import Path
 
 import pytest
-import structlog
 from litestar import Litestar, Response
 
 from door import problems
-from tests.door.conftest import TOKENS, ask, make_app
+from tests.door.conftest import TOKENS, ask, captured, make_app
 
 JSON = [(b"content-type", b"application/json")]
 
@@ -80,7 +79,7 @@ async def test_a_body_that_does_not_fit_is_a_problem_that_repeats_nothing(
 )
 async def test_a_body_nested_without_end_is_the_callers_error(body: bytes) -> None:
     """An attacker who nests JSON until the parser gives up finds no 500, and no bug report in the log."""
-    with structlog.testing.capture_logs() as lines:
+    with captured() as lines:
         answer = await ask(make_app(), "/nested", method="POST", headers=JSON, body=body)
     assert (answer.status, answer.json()["code"]) == (400, "invalid_parameter")
     assert {line["log_level"] for line in lines} == {"warning", "info"}
@@ -109,7 +108,7 @@ async def test_a_problem_carries_its_headers_and_members(app: Litestar) -> None:
 
 async def test_an_unexpected_error_shows_nothing_of_itself(app: Litestar) -> None:
     """An attacker who finds a bug does not also find a trace; the operator does, by request id."""
-    with structlog.testing.capture_logs() as lines:
+    with captured() as lines:
         answer = await ask(app, "/raise/bug")
     assert b"secret" not in answer.body
     assert TOKENS["admin"].encode() not in answer.body
@@ -120,7 +119,7 @@ async def test_an_unexpected_error_shows_nothing_of_itself(app: Litestar) -> Non
 
 async def test_a_caller_that_hangs_up_is_no_error_of_ours(app: Litestar) -> None:
     """An operator is not woken by a phone that lost its network while it sent."""
-    with structlog.testing.capture_logs() as lines:
+    with captured() as lines:
         answer = await ask(app, "/things", method="POST", headers=JSON, body=b'{"count"', hangs_up=True)
     assert answer.status == 400
     assert [line["event"] for line in lines] == ["request"]
@@ -128,7 +127,7 @@ async def test_a_caller_that_hangs_up_is_no_error_of_ours(app: Litestar) -> None
 
 async def test_a_stream_that_breaks_is_logged_with_its_status(app: Litestar) -> None:
     """After the first byte there is no other answer; the access line is still written."""
-    with structlog.testing.capture_logs() as lines, pytest.raises(Exception, match="response started"):
+    with captured() as lines, pytest.raises(Exception, match="response started"):
         await ask(app, "/stream")
     assert [line["status"] for line in lines if line["event"] == "request"] == [200]
 

@@ -1,14 +1,14 @@
 """What surrounds every request."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
-import structlog
 from litestar import Litestar
 
 from door import logs, requests
-from tests.door.conftest import TOKENS, ask, bearer
+from tests.door.conftest import TOKENS, ask, bearer, captured
 
 TRACE = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -65,7 +65,7 @@ async def test_outside_of_a_request_there_is_none(app: Litestar) -> None:
 async def test_the_access_line_has_the_template_and_never_the_path_or_query(app: Litestar) -> None:
     """Ids of people, and secrets that clients put into queries by mistake, stay out of logs."""
     logs.configure(level="DEBUG")
-    with structlog.testing.capture_logs() as lines:
+    with captured() as lines:
         await ask(app, "/admin/v1/things/alice", query=b"limit=1&token=hunter2")
         await ask(app, "/nowhere/alice", query=b"hunter2")
         await ask(app, "/healthz")
@@ -86,6 +86,7 @@ async def test_lines_of_a_request_name_it_and_its_caller(app: Litestar, capsys: 
     logs.configure(as_json=True)
     await ask(app, "/for/admin", headers=[*bearer("admin"), (b"x-request-id", b"r1")])
     await ask(app, "/for/admin", headers=[*bearer("idp"), (b"x-request-id", b"r2")])
+    await asyncio.sleep(0)  # they are written once the loop has come round
     written = capsys.readouterr().err
     lines = [json.loads(line) for line in written.splitlines()]
     assert [(line["request_id"], line["caller"], line["status"]) for line in lines] == [

@@ -317,6 +317,7 @@ class Follower:
         self._pulling: asyncio.Task[None] | None = None
         self._delivered = 0
         self._broken: str | None = None
+        self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
         return self
@@ -380,7 +381,8 @@ class Follower:
                 await end(pulling)
 
     async def _open(self, deadline: float) -> bool:
-        loop = asyncio.get_running_loop()
+        # Kept, for what comes by the ten thousand: to find out which loop runs is a system call, up to Python 3.11.
+        loop = self._loop = asyncio.get_running_loop()
         inbox = self._connection.new_inbox()
         name = "gb" + inbox.rpartition(".")[2]
         config: dict[str, Any] = {
@@ -490,8 +492,7 @@ class Follower:
     def _received(self, inbox: str, subject: str, reply: str, headers: Mapping[str, str] | None, data: bytes) -> None:
         if inbox != self._inbox:
             return  # of a consumer that was thrown away while the connection was lost
-        loop = asyncio.get_running_loop()
-        self.heard_at = loop.time()
+        self.heard_at = self._loop.time()
         # By the subject: what was stored may say anything of itself.
         status = (headers or {}).get("Status") if subject.startswith(inbox) else None
         if status is None:
@@ -500,7 +501,7 @@ class Follower:
             number = int(subject.rpartition(".")[2])
             self._pulls = deque(each for each in self._pulls if each[0] != number)
             if self._pulling is None or self._pulling.done():
-                self._pulling = loop.create_task(self._pull(), name=f"pull from {self._stream}")
+                self._pulling = self._loop.create_task(self._pull(), name=f"pull from {self._stream}")
         elif status != "100":
             # 409: the consumer was deleted, its leader changed, the server shuts down. 503: nobody serves it.
             self._break(f"consumer on {self._stream}: {status} {(headers or {}).get('Description', '')}")

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from appraisal import flags
 from door import docs
+from door.direct import DIRECTLY
 from door.problems import Problem
 from door.ready import ReadyResponse
 from door.requests import current_traceparent
@@ -195,7 +196,7 @@ async def authenticate_client(
     "/idp/v1/clients/{client_id:str}/grants",
     guards=_idp,
     status_code=HTTPStatus.CREATED,
-    opt=docs.takes(GrantRequest),
+    opt=DIRECTLY | docs.takes(GrantRequest),
     tags=["identity provider"],
 )
 async def issue_grant(client_id: FromPath[str], request: Request[Any, Any, Any]) -> ReadyResponse[GrantAnswer]:
@@ -312,7 +313,7 @@ async def intent_for(said: Why, register: Register, caller: Caller) -> Intent:
 @post(
     "/idp/v1/activity",
     guards=_idp,
-    opt=docs.takes(Report),
+    opt=DIRECTLY | docs.takes(Report),
     status_code=HTTPStatus.ACCEPTED,
     request_max_body_size=MAX_ACTIVITY_BYTES,
     tags=["identity provider"],

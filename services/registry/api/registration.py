@@ -14,7 +14,8 @@ from litestar import Request, Response, delete, get, post, put, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from door import docs, roles, sources
+from door import asked, docs, roles, sources
+from door.direct import DIRECTLY
 from door.problems import Problem
 from door.ready import ReadyResponse
 from door.requests import current_traceparent
@@ -33,7 +34,6 @@ BYTES_A_TOKEN: Final = 1_024
 """A request counts once, and once more for each of so many bytes of its body."""
 MAX_TOKENS: Final = 1 + MAX_BODY_BYTES // BYTES_A_TOKEN
 """Of one request."""
-MAX_LENGTH_DIGITS: Final = 10
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 HEADERS: Final = NO_STORE | {"Access-Control-Allow-Origin": "*"}
 PREFLIGHT_HEADERS: Final = {
@@ -79,7 +79,7 @@ ERRORS: Final = frozenset(
     PATH,
     status_code=HTTPStatus.CREATED,
     request_max_body_size=MAX_BODY_BYTES,
-    opt=docs.takes(metadata.SCHEMA),
+    opt=DIRECTLY | docs.takes(metadata.SCHEMA),
     tags=_TAGS,
 )
 async def register_client(request: Request[Any, Any, Any]) -> ReadyResponse[bytes]:
@@ -170,10 +170,10 @@ def limit(request: Request[Any, Any, Any], register: Register) -> None:
 
     A large one counts as several: what fills the log is bytes.
     """
-    length = request.headers.get("content-length", "0" if request.method in {"GET", "DELETE"} else "")
-    announced = int(length) if length.isascii() and length.isdigit() and len(length) <= MAX_LENGTH_DIGITS else None
-    counted = MAX_BODY_BYTES if announced is None else min(announced, MAX_BODY_BYTES)
-    tokens = 1 + counted // BYTES_A_TOKEN
+    announced = asked.content_length(request)
+    if announced is None:
+        announced = 0 if request.method in {"GET", "DELETE"} else MAX_BODY_BYTES
+    tokens = 1 + min(announced, MAX_BODY_BYTES) // BYTES_A_TOKEN
     seconds = register.limits.take(sources.source_of(request, register.policy.proxies), tokens)
     if seconds > 0:
         raise Problem(
@@ -186,9 +186,10 @@ def limit(request: Request[Any, Any, Any], register: Register) -> None:
 
 async def members_of(request: Request[Any, Any, Any]) -> dict[str, object]:
     """The members of a JSON object that is the request's body. Raises problems as RFC 7591 names them."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+    if (asked.header(request, b"content-type") or "").partition(";")[0].strip().lower() != JSON:
         raise Problem(415, "invalid_request", "Send Content-Type: application/json")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    encoding = asked.header(request, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() != "identity":
         raise Problem(
             415, "invalid_request", "Send the body as it is, without encoding", headers={"Accept-Encoding": "identity"}
         )

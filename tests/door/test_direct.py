@@ -1,0 +1,155 @@
+"""Handlers that are called directly answer as the framework would have them answer."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from litestar import Litestar, Request, get, post
+from litestar.params import FromPath
+
+from door import direct, front, problems, requests, roles
+from door.asked import header
+from door.ready import ReadyResponse
+from tests.door.conftest import KEYRING, Answer, Refused, ask, bearer, captured
+
+LARGEST = 100
+
+
+def made(*, directly: bool) -> Litestar:
+    opt: dict[str, Any] = direct.DIRECTLY if directly else {}
+
+    @post("/things", status_code=201, request_max_body_size=LARGEST, opt=opt)
+    async def make(request: Request[Any, Any, Any]) -> ReadyResponse[bytes]:
+        """Gives the body back, or goes wrong as it says."""
+        match await request.body():
+            case b"problem":
+                raise problems.Problem(409, "grant_conflict", "taken", headers={"X-Hint": "other id"})
+            case b"refusal":
+                raise Refused
+            case b"bug":
+                raise RuntimeError("the secret is hunter2")
+            case body:
+                return ReadyResponse(body + await request.body(), status_code=201, headers={"X-Said": "it"})
+
+    @post("/idp/v1/things/{thing:str}/parts/{part:str}", guards=[roles.requires("idp")], opt=opt)
+    async def part(thing: FromPath[str], part: FromPath[str], request: Request[Any, Any, Any]) -> ReadyResponse[bytes]:
+        """Says who asks for what."""
+        said = [thing, part, roles.caller_of(request).name, requests.current_caller(), request.url.path]
+        return ReadyResponse(repr(said).encode(), status_code=201, headers={"X-Agent": header(request, b"x") or ""})
+
+    @get("/things", opt={})
+    async def things() -> dict[str, str]:
+        """Beside it, at the same path."""
+        return {}
+
+    return front.litestar_app(
+        [make, part, things],
+        name="test",
+        keyring=KEYRING,
+        mint_request_id=lambda: "minted",
+        answers={Refused: lambda _: problems.Problem(404, "grant_not_found", "none of it")},
+    )
+
+
+DIRECT, FRAMEWORK = made(directly=True), made(directly=False)
+POSTED = {"path": "/things", "method": "POST"}
+PART = {"path": "/idp/v1/things/t/parts/p", "method": "POST"}
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "a body": ({**POSTED, "body": b"ping"}, 201),
+    "no body": (POSTED, 201),
+    "a body in pieces": ({**POSTED, "pieces": [b"a", b"", b"b"]}, 201),
+    "a body in pieces whose length is said": (
+        {**POSTED, "pieces": [b"a", b"b"], "headers": [(b"content-length", b"2")]},
+        201,
+    ),
+    "a body whose length is said": ({**POSTED, "body": b"ping", "headers": [(b"content-length", b"4")]}, 201),
+    "the largest body": ({**POSTED, "body": b"x" * LARGEST, "headers": [(b"content-length", b"100")]}, 201),
+    "a body that is too large": ({**POSTED, "body": b"x" * (LARGEST + 1)}, 413),
+    "a body that says that it is too large": ({**POSTED, "headers": [(b"content-length", b"101")]}, 413),
+    "a body that says that it is small": (
+        {**POSTED, "body": b"x" * (LARGEST + 1), "headers": [(b"content-length", b"1")]},
+        413,
+    ),
+    "pieces that are too large together": (
+        {**POSTED, "pieces": [b"x" * LARGEST, b"x"], "headers": [(b"content-length", b"1")]},
+        413,
+    ),
+    "a length that is none": ({**POSTED, "headers": [(b"content-length", b"many")]}, 400),
+    "a length without end": ({**POSTED, "headers": [(b"content-length", b"9" * 5_000)]}, 400),
+    "a caller that hangs up": ({**POSTED, "body": b"pi", "hangs_up": True}, 400),
+    "one that hangs up and said how much": (
+        {**POSTED, "body": b"pi", "hangs_up": True, "headers": [(b"content-length", b"4")]},
+        400,
+    ),
+    "a problem": ({**POSTED, "body": b"problem"}, 409),
+    "a refusal of a room": ({**POSTED, "body": b"refusal"}, 404),
+    "an unexpected error": ({**POSTED, "body": b"bug"}, 500),
+    "another method": ({"path": "/things", "method": "PUT"}, 405),
+    "another handler of the path": ({"path": "/things"}, 200),
+    "its head": ({"path": "/things", "method": "HEAD"}, 200),
+    "its options": ({"path": "/things", "method": "OPTIONS"}, 204),
+    "a slash at the end": ({"path": "/things/", "method": "POST"}, 201),
+    "two slashes": ({"path": "//things", "method": "POST"}, 201),
+    "a root of the server's": ({"path": "/below/things", "method": "POST", "root_path": "/below"}, 201),
+    "a host that is none": ({**POSTED, "host": b"a b"}, 400),
+    "a host without a name": ({**POSTED, "host": b""}, 201),
+    "parameters": ({**PART, "headers": [*bearer("idp"), (b"x", b"\xe4")]}, 201),
+    "strange parameters": (
+        {"path": "/idp/v1/things/~\n .%2F\ud800/parts/é", "method": "POST", "headers": bearer("idp")},
+        201,
+    ),
+    "a parameter too few": ({"path": "/idp/v1/things//parts/p", "method": "POST", "headers": bearer("idp")}, 404),
+    "a parameter too many": ({"path": "/idp/v1/things/t/u/parts/p", "method": "POST", "headers": bearer("idp")}, 404),
+    "no token": (PART, 401),
+    "two tokens": ({**PART, "headers": [*bearer("idp"), *bearer("idp")]}, 401),
+    "a token of another role": ({**PART, "headers": bearer("admin")}, 403),
+    "neither": ({"path": "/nowhere", "method": "POST"}, 404),
+}
+
+
+async def both(asked: dict[str, Any]) -> tuple[list[Answer], list[list[Any]]]:
+    answers, lines = [], []
+    for app in (DIRECT, FRAMEWORK):
+        with captured() as written:
+            answers.append(await ask(app, **asked))
+        lines.append([(line["event"], line.get("path"), line.get("status"), line["log_level"]) for line in written])
+    return answers, lines
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_it_answers_as_the_framework_does(name: str) -> None:
+    """Agents and identity providers: which way a request took is to be seen by nobody, nor in the access line."""
+    asked, status = CASES[name]
+    (directly, framework), lines = await both(asked)
+    assert directly == framework
+    assert directly.status == status
+    assert lines[0] == lines[1]
+    assert b"hunter2" not in directly.body
+
+
+@given(
+    path=st.lists(st.sampled_from(["/", "idp", "v1", "things", "t", "parts", "", "é"]), max_size=14).map("".join),
+    method=st.sampled_from(["GET", "POST", "PUT", "OPTIONS", "HEAD", "post"]),
+)
+async def test_whatever_the_path_it_answers_as_the_framework_does(path: str, method: str) -> None:
+    """An attacker who writes a path in another way gets past no guard that the framework would have asked."""
+    (directly, framework), lines = await both({"path": path or "/", "method": method})
+    assert directly == framework
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(("name", "routed"), [("a body", False), ("parameters", False), ("two slashes", True)])
+async def test_the_framework_is_asked_for_the_rest_alone(
+    name: str, routed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators: that what comes by the thousand takes the short way is what makes it fast."""
+    app, seen = made(directly=True), []
+
+    def routing(**which: Any) -> Any:
+        seen.append(which["path"])
+        return app.asgi_router._handle_routing(**which)
+
+    monkeypatch.setattr(app.asgi_router, "handle_routing", routing)
+    await ask(app, **CASES[name][0])
+    assert bool(seen) is routed
