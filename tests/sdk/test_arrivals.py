@@ -1,15 +1,21 @@
 """Messages as they come off the wire: the same to a reader as those that the client of NATS makes of them."""
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 
 import nats
 import pytest
 from nats.aio.client import Client
-from nats.errors import ProtocolError
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError, ProtocolError
+from nats.errors import TimeoutError as NatsTimeoutError
 
+from deploy.dev.servers import nats_server
 from grantbook import subjects
-from grantbook.sdk import arrivals
+from grantbook.sdk import arrivals, connection
 from grantbook.sdk import log as log_reader
 from grantbook.sdk.arrivals import Connection, Headers
 from grantbook.sdk.log import LogReader, Raw
@@ -70,6 +76,9 @@ async def test_nothing_depends_on_how_the_stream_is_cut() -> None:
             message(7, "", STATUS, b""),
             message(8, "", BLOCK, b"of somebody else"),
             b"MSG a.subject 7 5\r\nplain\r\n",
+            b"MSG a.subject 7 back 7\r\n\r\nMSG \r\r\n",
+            b"MSG a.subject 8 5\r\nother\r\n",
+            b"MSG a.subject 7 0\r\n\r\n",
             message(7, "$JS.ACK.2", BLOCK, b""),
             message(7, "$JS.ACK.3", BLOCK, b"x" * 300),
         )
@@ -79,6 +88,8 @@ async def test_nothing_depends_on_how_the_stream_is_cut() -> None:
         ("a.subject", "$JS.ACK.1", about, b'{"at": "\r\nHMSG a 7 1 2"}'),
         ("a.subject", "", status, b""),
         ("a.subject", "", None, b"plain"),
+        ("a.subject", "back", None, b"\r\nMSG \r"),
+        ("a.subject", "", None, b""),
         ("a.subject", "$JS.ACK.2", about, b""),
         ("a.subject", "$JS.ACK.3", about, b"x" * 300),
     ]
@@ -110,8 +121,10 @@ async def test_what_is_no_protocol_ends_the_connection() -> None:
     """Readers: the client connects again, where it would else wait for ever."""
     client = Connection()
     receiving(client, 7)
-    with pytest.raises(ProtocolError):
-        await client._ps.parse(b"HMSG a.subject 7 ten 12\r\n")
+    for line in (b"HMSG a.subject 7 ten 12\r\n", b"MSG a.subject 7 ten\r\n", b"MSG\r\n", b"MSG 7\r\n", b"\r\n"):
+        with pytest.raises(ProtocolError):
+            await client._ps.parse(line)
+        client._ps.reset()
 
 
 async def test_both_clients_give_a_reader_the_same(log: Client, nats_url: str) -> None:
@@ -252,6 +265,94 @@ async def test_a_pull_that_is_full_leaves_the_consumer_as_it_is(log: Client) -> 
         await follower.next(0.2)  # what the server says after the last message, too
         assert consumers == {follower._consumer}
     assert [each.sequence for each in found] == [*range(1, 31)]
+
+
+@pytest.fixture
+async def plain(nats_url: str) -> AsyncIterator[Client]:
+    """The client of NATS as it is."""
+    client = await nats.connect(nats_url, allow_reconnect=False)
+    yield client
+    await client.close()
+
+
+async def answer_with(client: Client, answering: Callable[[Msg], Awaitable[None]]) -> None:
+    """Answer what is asked on `asked`, once the server knows that somebody does."""
+
+    async def came(message: Msg) -> None:
+        await (message.respond(b"") if message.data == b"are you there?" else answering(message))
+
+    await client.subscribe("asked", cb=came)
+    async with asyncio.timeout(SECONDS):
+        while True:
+            with contextlib.suppress(NoRespondersError):
+                await client.request("asked", b"are you there?", timeout=SECONDS)
+                return
+
+
+async def test_an_answer_is_what_the_client_of_nats_gives(log: Client, plain: Client) -> None:
+    """Whoever asks: subject and headers of the answer, and what is raised where nobody answers or nobody is there."""
+
+    async def answering(message: Msg) -> None:
+        if message.data != b"silence":
+            head = {"of": "it"} if message.data == b"headers" else None
+            await message._client.publish(message.reply, b"got " + message.data, headers=head)
+
+    await answer_with(plain, answering)
+    for client in (log, plain):
+        for sent, headers in ((b"", None), (b"headers", {"of": "it"})):
+            answer = await client.request("asked", sent, timeout=SECONDS, headers={"as": "sent"})
+            assert (answer.data, answer.headers) == (b"got " + sent, headers)
+        with pytest.raises(NatsTimeoutError):
+            await client.request("asked", b"silence", timeout=0.05)
+        with pytest.raises(TimeoutError):
+            await client.request("asked", b"silence", timeout=0.0)
+        with pytest.raises(NoRespondersError):
+            await client.request("nobody.there", b"", timeout=SECONDS)
+        with pytest.raises(NatsError):
+            await client.request("no subject", b"", timeout=SECONDS)
+        assert (await client.request("asked", b"old", timeout=SECONDS, old_style=True)).data == b"got old"
+
+
+async def test_each_is_given_its_own_answer(log: Client, plain: Client) -> None:
+    """Those who ask at once, from the first request on: none hears what was meant for another, or too late for it."""
+    assert isinstance(log, Connection)
+    held: list[Msg] = []
+
+    async def answering(message: Msg) -> None:
+        held.append(message)
+        if len(held) == 51:
+            asking[7].cancel()
+            for each in reversed(held):
+                await plain.publish(each.reply, b"got " + each.data)
+                await plain.publish(each.reply, b"again")
+
+    await answer_with(plain, answering)
+    with pytest.raises(TimeoutError):
+        await log.request("asked", b"too early", timeout=0.05)
+    asking = [asyncio.create_task(log.request("asked", b"%d" % number, timeout=SECONDS)) for number in range(50)]
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert [each.data if isinstance(each, Msg) else None for each in answers] == [
+        b"got %d" % number if number != 7 else None for number in range(50)
+    ]
+    assert not log._asked
+    assert (await log.request("$JS.API.INFO", b"", timeout=SECONDS)).data
+
+
+async def test_requests_go_on_after_the_server_was_away(tmp_path: Path) -> None:
+    """Registries whose NATS is started anew: what they ask then is answered."""
+    with nats_server(tmp_path) as server:
+        client = await connection.connect(server.url, name="test")
+        assert (await client.request("$JS.API.INFO", b"", timeout=SECONDS)).data
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(TimeoutError):
+            await client.request("$JS.API.INFO", b"", timeout=0.2)
+        await asyncio.to_thread(server.start)
+        async with asyncio.timeout(SECONDS):
+            while True:
+                with contextlib.suppress(NatsError, OSError):
+                    if (await client.request("$JS.API.INFO", b"", timeout=1.0)).data:
+                        break
+        await connection.close(client)
 
 
 def test_the_module_is_what_connect_uses() -> None:

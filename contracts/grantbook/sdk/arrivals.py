@@ -5,14 +5,17 @@ work than all that follows. A `Connection` is that client, but hands over the me
 while it reads them, with headers that are looked at when somebody asks. Any other client does as well, and slower.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import count
 from typing import Any, Final, TypeVar, overload
 
-from nats.aio.client import Client
+from nats.aio.client import NO_RESPONDERS_STATUS, Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import ProtocolError
+from nats.errors import NoRespondersError, ProtocolError
+from nats.errors import TimeoutError as NatsTimeoutError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from grantbook.sdk import departures
@@ -95,7 +98,7 @@ _OF_THE_STATUS: Final = frozenset({"Status", "Description"})
 class Connection(Client):
     """The client of NATS, which hands over what arrives for the subscriptions of `subscribe` as it reads it.
 
-    Headers of what is sent it puts as `departures` has them.
+    Answers to requests, too. Headers of what is sent it puts as `departures` has them. It is connected once.
     """
 
     def __init__(self) -> None:
@@ -103,6 +106,51 @@ class Connection(Client):
         self.sinks: dict[bytes, Sink] = {}
         """By the number of their subscription."""
         self._ps = _Parser(self)
+        self._answers = ""
+        """The inbox of all answers, once it is there."""
+        self._opening = asyncio.Lock()
+        self._asked: dict[str, asyncio.Future[Msg]] = {}
+        self._numbers = count(1)
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,  # noqa: ASYNC109  as the client has it
+        old_style: bool = False,  # noqa: FBT001, FBT002  the same
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        """Ask, and wait for the answer. Raises what the client raises; it takes half of the steps."""
+        if old_style:
+            return await super().request(subject, payload, timeout=timeout, old_style=True, headers=headers)
+        if not self._answers:
+            async with self._opening:
+                if not self._answers:
+                    inbox = self.new_inbox()
+                    await subscribe(self, f"{inbox}.*", self._answered)
+                    self._answers = inbox
+        loop = asyncio.get_running_loop()
+        number = str(next(self._numbers))
+        answer: asyncio.Future[Msg] = loop.create_future()
+        self._asked[number] = answer
+        try:
+            await self.publish(subject, payload, reply=f"{self._answers}.{number}", headers=headers)
+            giving_up = loop.call_later(timeout, _give_up, answer)
+            try:
+                return await answer
+            finally:
+                giving_up.cancel()
+        finally:
+            del self._asked[number]
+
+    def _answered(self, subject: str, reply: str, headers: Mapping[str, str] | None, data: bytes) -> None:
+        answer = self._asked.get(subject.rpartition(".")[2])
+        if answer is None or answer.done():
+            return  # nobody waits for it any more
+        if headers is not None and headers.get("Status") == NO_RESPONDERS_STATUS:
+            answer.set_exception(NoRespondersError())
+        else:
+            answer.set_result(Msg(self, subject, reply, data, None if headers is None else dict(headers)))
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         sink = self.sinks.get(b"%d" % sid)
@@ -126,8 +174,13 @@ class Connection(Client):
             await self._flush_pending()
 
 
+def _give_up(answer: asyncio.Future[Msg]) -> None:
+    if not answer.done():
+        answer.set_exception(NatsTimeoutError())
+
+
 class _Parser(Parser):
-    """Reads what has arrived: whole messages with headers, for sinks, in one go; all else as the client does."""
+    """Reads what has arrived: whole messages for sinks in one go; all else as the client does."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
@@ -161,18 +214,22 @@ class _Parser(Parser):
             while at < size:
                 end = buffer.find(_END, at)
                 if end < 0:
-                    return not b"HMSG ".startswith(buffer[at : at + 5])
+                    return not any(each.startswith(buffer[at : at + len(each)]) for each in _BEGINNINGS)
                 parts = buffer[at:end].split()
-                if len(parts) not in _LINES or parts[0] != b"HMSG" or (sink := sinks.get(parts[2])) is None:
+                words = _WORDS.get(parts[0], 0) if parts else 0
+                # One word more: where to reply.
+                if not words or len(parts) not in {words, words + 1} or (sink := sinks.get(parts[2])) is None:
                     return True
-                reply = parts[3] if len(parts) == _LINES[-1] else b""
+                reply = parts[3] if len(parts) > words else b""
                 head = end + len(_END)
-                body, end = head + int(parts[-2]), head + int(parts[-1])
+                has_headers = words == _WORDS[b"HMSG"]
+                body, end = head + (int(parts[-2]) if has_headers else 0), head + int(parts[-1])
                 if end + len(_END) > size:
                     self._needed = end + len(_END) - at
                     return False
                 at = end + len(_END)
-                sink(_text(parts[1]), _text(reply), Headers(buffer[head:body]), buffer[body:end])
+                headers = Headers(buffer[head:body]) if has_headers else None
+                sink(_text(parts[1]), _text(reply), headers, buffer[body:end])
         except ValueError as error:
             raise ProtocolError from error
         finally:
@@ -185,8 +242,9 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-_LINES: Final = (5, 6)
-"""Words of the line before a message with headers: without and with where to reply."""
+_WORDS: Final = {b"MSG": 4, b"HMSG": 5}
+"""Of the line before a message, without and with headers, where it says nowhere to reply."""
+_BEGINNINGS: Final = tuple(each + b" " for each in _WORDS)
 
 
 async def subscribe(connection: Client, subject: str, sink: Sink) -> Subscription:
