@@ -1,11 +1,13 @@
 """Access lines as JSON: there is one for each request, so they do without the chain that other lines go through.
 
-They say the same, and what callers chose of them is redacted alike. They are written once the loop has come round,
+They say the same (but for what is bound to structlog's context, which is nothing here), and what callers chose of them
+is redacted alike. They are written once the loop has come round,
 those of all requests that ended meanwhile together. So a process that is killed may have answered a few requests that
 no line tells of: an access line is no record, the events are.
 """
 
 import asyncio
+import contextlib
 import sys
 from datetime import UTC, datetime
 from typing import Final
@@ -44,11 +46,16 @@ class Lines:
         self.are_json = False
         """Whether they are written here. `door.logs` says so; otherwise its chain writes them."""
         self._waiting: list[str] = []
+        self._loop: asyncio.AbstractEventLoop
+        """Which writes them, where some wait."""
 
     def add(
         self, method: str, template: str, status: int, milliseconds: float, request_id: str, caller: str | None
     ) -> None:
         """The line of a request that has just ended. For use where an event loop runs."""
+        if not self._waiting or self._loop.is_closed():
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._write)
         line = _Line(
             datetime.now(UTC),  # noqa: TID251  the time of a line, which structlog takes itself in other lines
             "info",
@@ -62,8 +69,6 @@ class Lines:
             None if caller is None else redaction.text(caller),
         )
         self._waiting.append(_encode(line).decode())
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:
         lines, self._waiting = self._waiting, []
@@ -71,10 +76,15 @@ class Lines:
         size = 0
         for line in lines:
             if together and size + len(line) >= MAX_WRITTEN_CHARACTERS:
-                sys.stderr.write("\n".join([*together, ""]))
+                _write(together)
                 together, size = [], 0
             together.append(line)
             size += len(line) + 1
+        _write(together)
+
+
+def _write(together: list[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):  # as every line: one that cannot be written breaks no work
         sys.stderr.write("\n".join([*together, ""]))
 
 

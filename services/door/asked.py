@@ -43,7 +43,7 @@ class Asked(Request[Any, Any, Any]):
     async def body(self) -> bytes:
         """The body. Raises what the framework raises where it is too large, or breaks off."""
         most = self.route_handler.resolve_request_max_body_size()
-        if self._body is not Empty or not self.is_connected or most is None:
+        if self._connection_state.body is not Empty or not self.is_connected or most is None:
             return await super().body()
         announced = content_length(self)
         if announced is None or announced > most:  # refused before any of it is taken

@@ -2,10 +2,11 @@
 
 They are declared as all others are (`opt=DIRECTLY | ...`), and what is called here is what the framework would call:
 the same guards, the same limits, the same answers to what goes wrong. For each request it finds that out anew, which
-takes as long as a sixth of a registration; here it is found out once. What is asked otherwise than the handler's path
+takes a seventh of what a registration costs; here it is found out once. What is asked otherwise than the handler's path
 is written (`//idp/v1`, with a slash at its end, below a root of the server's) goes to the framework, as ever.
 """
 
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
@@ -17,14 +18,19 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from door.asked import Asked
+from door.ready import ReadyResponse
 
 _DIRECTLY: Final = "grantbook_directly"
 DIRECTLY: Final = {_DIRECTLY: True}
-"""Option of a handler whose arguments are the path's parameters, as text, and `request`."""
+"""Option of a handler that takes `request` and the path's parameters, as text, and gives a `ReadyResponse`.
+
+Guards, a body limit, exception handlers, and what is for the documentation, are all that it may declare beside."""
 
 _HOST: Final = re.compile(rb"[0-9A-Za-z!$&'()*+,;=\-._~:\[\]@%]*\Z")
 """What a `Host` is made of (RFC 3986 section 3.2). The framework refuses others."""
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
+_NOT_OURS: Final = ("before_request", "after_request", "after_response", "middleware", "cache", "response_cookies")
+"""What the framework does for a handler that says so, and is not done here."""
 
 ExceptionHandler = Callable[[Request[Any, Any, Any], Any], Response[Any]]
 
@@ -32,9 +38,15 @@ ExceptionHandler = Callable[[Request[Any, Any, Any], Any], Response[Any]]
 class _Direct:
     """A handler, and what the framework would find out about it for each request."""
 
-    def __init__(self, template: str, handler: HTTPRouteHandler) -> None:
-        self.template: Final = template
-        self.path: Final = re.compile(_PARAMETER.sub(r"(?P<\1>[^/]+)", template))
+    def __init__(self, route: HTTPRoute, handler: HTTPRouteHandler) -> None:
+        """Raises `TypeError` for a handler that says what only the framework does."""
+        _refuse_more(route, handler)
+        self.template: Final = route.path_format
+        # Between the parameters stands text: `split` gives it, and the parameters' names in every second place.
+        text_and_names = enumerate(_PARAMETER.split(self.template))
+        self.path: Final = re.compile(
+            "".join(f"(?P<{each}>[^/]+)" if place % 2 else re.escape(each) for place, each in text_and_names)
+        )
         self.has_parameters: Final = bool(self.path.groups)
         self._handler: Final = handler
         self._call: Final = cast("Callable[..., Awaitable[Response[Any]]]", handler.fn)
@@ -64,11 +76,35 @@ class _Direct:
         return next(self._exception_handlers[each] for each in type(error).__mro__ if each in self._exception_handlers)
 
 
+def _refuse_more(route: HTTPRoute, handler: HTTPRouteHandler) -> None:
+    wanted = {"request", *route.path_parameters}
+    if not inspect.iscoroutinefunction(handler.fn) or set(inspect.signature(handler.fn).parameters) != wanted:
+        message = f"{handler}: called directly, it is a coroutine function of {', '.join(sorted(wanted))}"
+        raise TypeError(message)
+    if not handler.parsed_fn_signature.return_type.is_subclass_of(ReadyResponse):
+        message = f"{handler}: called directly, it gives a ReadyResponse"
+        raise TypeError(message)
+    if any(each.type is not str for each in route.path_parameters.values()):
+        message = f"{handler}: called directly, its path's parameters are text"
+        raise TypeError(message)
+    said = [each for each in _NOT_OURS if any(getattr(layer, each, None) for layer in handler.ownership_layers)]
+    if said:
+        message = f"{handler}: called directly, it cannot have {', '.join(said)}"
+        raise TypeError(message)
+
+
 def called_directly(app: Litestar, otherwise: ASGIApp) -> ASGIApp:
-    """The application, its handlers that are `DIRECTLY` so called, and all else by `otherwise`, the framework."""
+    """The application, its handlers that are `DIRECTLY` so called, and all else by `otherwise`, the framework.
+
+    Raises `TypeError` for a handler that cannot be called so, or whose path is that of another one, too.
+    """
     written: dict[tuple[str, str], _Direct] = {}
     matched: dict[str, list[_Direct]] = {}
     for method, direct in _directly(app):
+        for route in app.routes:
+            if route.path_format != direct.template and direct.path.fullmatch(route.path_format):
+                message = f"{direct.template}: called directly, it would hide {route.path_format}"
+                raise TypeError(message)
         if direct.has_parameters:
             matched.setdefault(method, []).append(direct)
         else:
@@ -93,9 +129,11 @@ def called_directly(app: Litestar, otherwise: ASGIApp) -> ASGIApp:
 
 def _directly(app: Litestar) -> Iterator[tuple[str, _Direct]]:
     for route in app.routes:
-        for handler in route.route_handlers if isinstance(route, HTTPRoute) else ():
+        if not isinstance(route, HTTPRoute):
+            continue
+        for handler in route.route_handlers:
             if _DIRECTLY in handler.opt:
-                direct = _Direct(route.path_format, handler)
+                direct = _Direct(route, handler)
                 yield from ((method, direct) for method in handler.http_methods)
 
 

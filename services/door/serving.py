@@ -46,6 +46,7 @@ class _Guarded(HttpToolsProtocol):
 
     _head_bytes = 0
     _in_head = True
+    _message_begun = False
     _message_ended = False
     _around_bytes = 0
     """Received since the head, less what its content may take: trailers, and what chunks have around them."""
@@ -58,7 +59,7 @@ class _Guarded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._message_ended = False
         super().data_received(data)
-        if self._timer is None and not (self._in_head and self._message_ended):
+        if self._timer is None and (self._message_begun or not self._message_ended):
             # Most requests arrive whole: only what has not ended needs a timer.
             self._timer = self.loop.call_later(HEAD_SECONDS if self._in_head else BODY_SECONDS, self._too_slow)
         # What ended a message was its body, or a head of a proper size: nothing of it counts for the next.
@@ -70,6 +71,10 @@ class _Guarded(HttpToolsProtocol):
             self._around_bytes += len(data)
             if self._around_bytes > 2 * MAX_HEAD_BYTES:
                 self.transport.abort()  # an answer may be under way already
+
+    def on_message_begin(self) -> None:
+        self._message_begun = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes, self._around_bytes = False, 0, 0
@@ -86,6 +91,7 @@ class _Guarded(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_head = self._message_ended = True
+        self._message_begun = False
         self._stop_timer()
         super().on_message_complete()
 

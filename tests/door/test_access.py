@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,9 @@ async def lines_of(app: Litestar, capsys: pytest.CaptureFixture[str], *, directl
     await ask(app, **asked)
     await asyncio.sleep(0)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    for line in lines:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", line["at"])
+        assert isinstance(line["ms"], float)
     return [list((line | {"at": "", "ms": 0.0}).items()) for line in lines]
 
 
@@ -102,3 +106,41 @@ def test_lines_are_written_whole_and_as_many_at_once_as_a_pipe_takes(callers: li
     # No more often than needed: two that follow each other would not have gone at once.
     for one, next_ in pairwise(stderr.written):
         assert len(one) + len(next_.partition("\n")[0]) + 1 > MAX_WRITTEN_CHARACTERS
+
+
+class _Full(io.StringIO):
+    """A stream that takes nothing."""
+
+    def write(self, _: str) -> int:
+        raise BlockingIOError
+
+
+def test_lines_that_could_not_be_written_hold_up_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators whose collector was away for a moment, or whose loop ended: later lines are written, none is kept."""
+    lines = Lines()
+
+    def end(request_id: str) -> None:
+        lines.add("GET", "/p", 200, 1.0, request_id, None)
+
+    async def end_and_come_round(request_id: str) -> None:
+        end(request_id)
+        await asyncio.sleep(0)
+
+    def end_and_never_come_round() -> None:
+        loop = asyncio.new_event_loop()
+        loop.call_soon(end, "late")
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        loop.close()
+
+    with pytest.raises(RuntimeError):
+        end("nowhere")
+    monkeypatch.setattr("sys.stderr", _Full())
+    asyncio.run(end_and_come_round("refused"))
+    stderr = _Writes()
+    monkeypatch.setattr("sys.stderr", stderr)
+    end_and_never_come_round()
+    assert not stderr.written
+    asyncio.run(end_and_come_round("in time"))
+    written = [json.loads(line)["request_id"] for line in "".join(stderr.written).splitlines()]
+    assert written == ["late", "in time"]

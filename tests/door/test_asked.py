@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from litestar import Request
+from litestar import Litestar, Request, post
 
 from door import asked
 
@@ -36,3 +36,21 @@ def test_where_no_length_is_sent_none_is_said() -> None:
     """A body in chunks counts as the largest: the limit does not believe that it is nothing."""
     scope: Any = {"type": "http", "headers": []}
     assert asked.content_length(Request(scope)) is None
+
+
+async def test_a_body_is_there_for_whoever_asks_again() -> None:
+    """Whoever makes a second request of one scope, as middleware does: it is given the body, and waits for nothing."""
+    sent: list[Any] = [{"type": "http.request", "body": b"ab"}]
+
+    async def receive() -> Any:
+        return sent.pop()
+
+    @post("/", request_max_body_size=10)
+    async def handler() -> None:
+        """Has a limit."""
+
+    app = Litestar([handler])
+    of_app = app.routes[0].route_handlers[0]  # type: ignore[union-attr]
+    scope: Any = {"type": "http", "headers": [(b"content-length", b"2")], "litestar_app": app, "route_handler": of_app}
+    first, second = asked.Asked(scope, receive), asked.Asked(scope, receive)
+    assert [await first.body(), await second.body(), await first.body()] == [b"ab"] * 3

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 from litestar import Litestar, Request, get, post
-from litestar.params import FromPath
+from litestar.params import FromPath, FromQuery
 
 from door import direct, front, problems, requests, roles
 from door.asked import header
@@ -128,15 +128,98 @@ async def test_it_answers_as_the_framework_does(name: str) -> None:
     assert b"hunter2" not in directly.body
 
 
+PIECES = ["", "/", "//", "x", ".", "..", "%2F", "\n", "é", "/parts", "THINGS"]
+
+
+@st.composite
+def paths(draw: st.DrawFn) -> str:
+    """One of the paths that are called directly, as it is or with something cut out or put in."""
+    path = draw(st.sampled_from(["/things", "/idp/v1/things/t/parts/p", "/idp/v1/things/~k/parts/p-1"]))
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(path)))
+        path = path[:at] + draw(st.sampled_from(PIECES)) + path[at + draw(st.integers(0, 1)) :]
+    return path or "/"
+
+
 @given(
-    path=st.lists(st.sampled_from(["/", "idp", "v1", "things", "t", "parts", "", "é"]), max_size=14).map("".join),
-    method=st.sampled_from(["GET", "POST", "PUT", "OPTIONS", "HEAD", "post"]),
+    path=paths(),
+    method=st.sampled_from(["POST", "POST", "POST", "GET", "PUT", "OPTIONS", "HEAD", "post"]),
+    headers=st.sampled_from([[], bearer("idp"), bearer("admin")]),
 )
-async def test_whatever_the_path_it_answers_as_the_framework_does(path: str, method: str) -> None:
+async def test_whatever_the_path_it_answers_as_the_framework_does(
+    path: str, method: str, headers: list[tuple[bytes, bytes]]
+) -> None:
     """An attacker who writes a path in another way gets past no guard that the framework would have asked."""
-    (directly, framework), lines = await both({"path": path or "/", "method": method})
+    (directly, framework), lines = await both({"path": path, "method": method, "headers": headers})
     assert directly == framework
     assert lines[0] == lines[1]
+    event(f"{method} {directly.status}")
+
+
+def _of(**more: Any) -> Any:
+    @post("/p/{a:str}", opt=direct.DIRECTLY, **more)
+    async def handler(a: FromPath[str], request: Request[Any, Any, Any]) -> ReadyResponse[bytes]:
+        """Fine by itself."""
+        return ReadyResponse(a.encode(), status_code=201, headers={})
+
+    return handler
+
+
+@post("/p/{a:int}", opt=direct.DIRECTLY)
+async def of_a_number(a: FromPath[int], request: Request[Any, Any, Any]) -> ReadyResponse[bytes]:
+    """The framework would make a number of it."""
+    return ReadyResponse(str(a).encode(), status_code=201, headers={})
+
+
+@post("/p", opt=direct.DIRECTLY)
+async def of_a_query(a: FromQuery[str], request: Request[Any, Any, Any]) -> ReadyResponse[bytes]:
+    """The framework would look into the query."""
+    return ReadyResponse(a.encode(), status_code=201, headers={})
+
+
+@post("/p", opt=direct.DIRECTLY)
+async def of_a_dictionary(request: Request[Any, Any, Any]) -> dict[str, str]:
+    """The framework would make JSON of it."""
+    return {}
+
+
+@post("/p", opt=direct.DIRECTLY, sync_to_thread=False)
+def of_a_function(request: Request[Any, Any, Any]) -> ReadyResponse[bytes]:
+    """The framework would call it without waiting."""
+    return ReadyResponse(b"", status_code=201, headers={})
+
+
+@get("/p/fixed", guards=[roles.requires("admin")])
+async def beside_it() -> None:
+    """Another handler, whose path is like the other's."""
+
+
+async def nothing(_: object) -> None:
+    """Is done before or after a request."""
+
+
+@pytest.mark.parametrize(
+    ("handlers", "why"),
+    [
+        ([of_a_number], "are text"),
+        ([of_a_query], "coroutine function of request"),
+        ([of_a_dictionary], "gives a ReadyResponse"),
+        ([of_a_function], "coroutine function of request"),
+        ([_of(before_request=nothing)], "cannot have before_request"),
+        ([_of(after_response=nothing)], "cannot have after_response"),
+        ([_of(cache=True)], "cannot have cache"),
+        ([_of(), beside_it], "would hide /p/fixed"),
+    ],
+)
+def test_what_only_the_framework_does_is_not_called_directly(handlers: list[Any], why: str) -> None:
+    """Whoever adds a handler: what it declares is done, or the application does not start."""
+    with pytest.raises(TypeError, match=why):
+        front.litestar_app(handlers, name="test", keyring=KEYRING, mint_request_id=lambda: "minted")
+
+
+def test_by_itself_it_is_called_directly() -> None:
+    """The same, where nothing is wrong with it."""
+    front.litestar_app([_of()], name="test", keyring=KEYRING, mint_request_id=lambda: "minted")
 
 
 @pytest.mark.parametrize(("name", "routed"), [("a body", False), ("parameters", False), ("two slashes", True)])

@@ -110,6 +110,16 @@ async def test_a_request_that_never_finishes_its_body_is_cut_off(port: int, monk
     assert await sent(port, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc") == b""
 
 
+async def test_what_begins_behind_a_request_has_its_time_too(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators: who sends a whole request, and with it the first half of another, is cut off for that one."""
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(serving, "BODY_SECONDS", 0.1)
+    whole = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na"
+    half = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc"
+    assert (await sent(port, whole + half)).count(b"HTTP/1.1 201") <= 1
+    assert (await sent(port, whole + half[:20], half[20:30])).count(b"HTTP/1.1 201") <= 1
+
+
 async def test_requests_on_one_connection_each_have_their_own_time(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Token services that keep a connection open: it is not cut off between two requests."""
     monkeypatch.setattr(serving, "HEAD_SECONDS", 0.1)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import nats
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -117,11 +119,24 @@ async def test_what_was_half_read_is_forgotten_with_its_connection() -> None:
     assert [data for *_, data in arrived] == [b"x" * 300]
 
 
+_NO_PROTOCOL = (
+    b"HMSG a.subject 7 ten 12\r\n",
+    b"HMSG a.subject 7 -5 3\r\n",
+    b"HMSG a.subject 7 5 3\r\nabcde\r\n",
+    b"MSG a.subject 7 ten\r\n",
+    b"MSG a.subject 7 -3\r\n",
+    b"MSG a.subject 7 1_0\r\n",
+    b"MSG\r\n",
+    b"MSG 7\r\n",
+    b"\r\n",
+)
+
+
 async def test_what_is_no_protocol_ends_the_connection() -> None:
     """Readers: the client connects again, where it would else wait for ever."""
     client = Connection()
     receiving(client, 7)
-    for line in (b"HMSG a.subject 7 ten 12\r\n", b"MSG a.subject 7 ten\r\n", b"MSG\r\n", b"MSG 7\r\n", b"\r\n"):
+    for line in _NO_PROTOCOL:
         with pytest.raises(ProtocolError):
             await client._ps.parse(line)
         client._ps.reset()
@@ -342,17 +357,41 @@ async def test_requests_go_on_after_the_server_was_away(tmp_path: Path) -> None:
     """Registries whose NATS is started anew: what they ask then is answered."""
     with nats_server(tmp_path) as server:
         client = await connection.connect(server.url, name="test")
-        assert (await client.request("$JS.API.INFO", b"", timeout=SECONDS)).data
-        await asyncio.to_thread(server.stop)
-        with pytest.raises(TimeoutError):
-            await client.request("$JS.API.INFO", b"", timeout=0.2)
-        await asyncio.to_thread(server.start)
-        async with asyncio.timeout(SECONDS):
-            while True:
-                with contextlib.suppress(NatsError, OSError):
-                    if (await client.request("$JS.API.INFO", b"", timeout=1.0)).data:
-                        break
-        await connection.close(client)
+        try:
+            assert (await client.request("$JS.API.INFO", b"", timeout=SECONDS)).data
+            await asyncio.to_thread(server.stop)
+            with pytest.raises(TimeoutError):
+                await client.request("$JS.API.INFO", b"", timeout=0.2)
+            await asyncio.to_thread(server.start)
+            async with asyncio.timeout(SECONDS):
+                while True:
+                    with contextlib.suppress(NatsError, OSError):
+                        if (await client.request("$JS.API.INFO", b"", timeout=1.0)).data:
+                            break
+        finally:
+            await connection.close(client)
+
+
+@pytest.mark.parametrize("block", [b"NATS/1.0\r\nn\xff: 1\r\n\r\n", b"NATS/1.0\t7\r\n\r\n"])
+async def test_an_answer_with_strange_headers_is_an_answer(log: Client, plain: Client, block: bytes) -> None:
+    """Registries: whoever answers with rubbish does not end what they read for good."""
+
+    async def answering(message: Msg) -> None:
+        line = f"HPUB {message.reply} {len(block)} {len(block)}\r\n".encode()
+        await message._client._send_command(line + block + b"\r\n")
+        await message._client._flush_pending()
+
+    await answer_with(plain, answering)
+    assert (await log.request("asked", b"", timeout=SECONDS)).data == b""
+    assert (await log.request("$JS.API.INFO", b"", timeout=SECONDS)).data
+
+
+@given(block=st.binary(max_size=60) | st.binary(max_size=60).map(lambda each: b"NATS/1.0" + each))
+def test_what_is_listed_of_headers_can_be_looked_up(block: bytes) -> None:
+    """Whoever goes through the headers of hostile messages: nothing is raised for what they are."""
+    headers = Headers(block)
+    assert list(dict(headers)) == list(headers)
+    assert [headers[name] for name in headers] == list(headers.values())
 
 
 def test_the_module_is_what_connect_uses() -> None:

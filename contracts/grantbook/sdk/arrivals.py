@@ -60,9 +60,8 @@ class Headers(Mapping[str, str]):
 
     def __getitem__(self, key: str) -> str:
         value = self.get(key)
-        if value is None:
-            raise KeyError(key)
-        return value
+        # What is listed is there: also a name that is no text, and a first line that says a status in another way.
+        return self._all()[key] if value is None else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
@@ -142,6 +141,8 @@ class Connection(Client):
                 giving_up.cancel()
         finally:
             del self._asked[number]
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # looked at, where whoever asked is cancelled just now
 
     def _answered(self, subject: str, reply: str, headers: Mapping[str, str] | None, data: bytes) -> None:
         answer = self._asked.get(subject.rpartition(".")[2])
@@ -223,7 +224,8 @@ class _Parser(Parser):
                 reply = parts[3] if len(parts) > words else b""
                 head = end + len(_END)
                 has_headers = words == _WORDS[b"HMSG"]
-                body, end = head + (int(parts[-2]) if has_headers else 0), head + int(parts[-1])
+                of_head, of_all = _sizes(parts[-2] if has_headers else b"0", parts[-1])
+                body, end = head + of_head, head + of_all
                 if end + len(_END) > size:
                     self._needed = end + len(_END) - at
                     return False
@@ -235,6 +237,13 @@ class _Parser(Parser):
         finally:
             del self.buf[:at]
         return False
+
+
+def _sizes(head: bytes, whole: bytes) -> tuple[int, int]:
+    """Bytes of the headers, and of all. Raises `ValueError` for what `int` would take, and the protocol would not."""
+    if not (head.isdigit() and whole.isdigit() and int(head) <= int(whole)):
+        raise ValueError
+    return int(head), int(whole)
 
 
 def _text(raw: bytes) -> str:

@@ -172,7 +172,8 @@ def limit(request: Request[Any, Any, Any], register: Register) -> None:
     """
     announced = asked.content_length(request)
     if announced is None:
-        announced = 0 if request.method in {"GET", "DELETE"} else MAX_BODY_BYTES
+        says_nothing = asked.header(request, b"content-length") is None
+        announced = 0 if says_nothing and request.method in {"GET", "DELETE"} else MAX_BODY_BYTES
     tokens = 1 + min(announced, MAX_BODY_BYTES) // BYTES_A_TOKEN
     seconds = register.limits.take(sources.source_of(request, register.policy.proxies), tokens)
     if seconds > 0:
