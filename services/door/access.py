@@ -1,9 +1,8 @@
 """Access lines as JSON: there is one for each request, so they do without the chain that other lines go through.
 
-They say the same (but for what is bound to structlog's context, which is nothing here), and what callers chose of them
-is redacted alike. They are written once the loop has come round,
-those of all requests that ended meanwhile together. So a process that is killed may have answered a few requests that
-no line tells of: an access line is no record, the events are.
+They say the same, but for what is bound to structlog's context, which is nothing here; what callers chose of them is
+redacted alike. They are written once the loop has come round, those of all requests that ended meanwhile together. So a
+process that is killed may have answered a few requests that no line tells of: no access line is a record, events are.
 """
 
 import asyncio
