@@ -29,7 +29,10 @@ Guards, a body limit, exception handlers, and what is for the documentation, are
 _HOST: Final = re.compile(rb"[0-9A-Za-z!$&'()*+,;=\-._~:\[\]@%]*\Z")
 """What a `Host` is made of (RFC 3986 section 3.2). The framework refuses others."""
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
-_NOT_OURS: Final = ("before_request", "after_request", "after_response", "middleware", "cache", "response_cookies")
+_NOT_OURS: Final = (
+    *("before_request", "after_request", "after_response", "middleware", "cache"),
+    *("response_cookies", "response_headers"),
+)
 """What the framework does for a handler that says so, and is not done here."""
 
 ExceptionHandler = Callable[[Request[Any, Any, Any], Any], Response[Any]]

@@ -208,6 +208,7 @@ async def nothing(_: object) -> None:
         ([_of(before_request=nothing)], "cannot have before_request"),
         ([_of(after_response=nothing)], "cannot have after_response"),
         ([_of(cache=True)], "cannot have cache"),
+        ([_of(response_headers={"X": "it"})], "cannot have response_headers"),
         ([_of(), beside_it], "would hide /p/fixed"),
     ],
 )

@@ -302,6 +302,14 @@ class TestLimited:
         assert (await http.post(REGISTER, json=PUBLIC | {"unknown": "a" * 1_024})).status_code == 201
         assert (await http.post(REGISTER, json=PUBLIC)).status_code == 429
 
+    @pytest.mark.parametrize(
+        ("length", "status"), [(None, 401), ("0", 401), ("1023", 401), ("2048", 429), ("9" * 11, 429)]
+    )
+    async def test_a_read_counts_for_what_it_announces(self, http: Http, length: str | None, status: int) -> None:
+        """Operators: who asks without a body counts once, and who announces a length without end as the most."""
+        headers = {} if length is None else {"Content-Length": length}
+        assert (await http.get(f"{REGISTER}/nobody", headers=headers)).status_code == status
+
     async def test_admins_and_the_identity_provider_are_not_limited(self, http: Http) -> None:
         """Admins: while strangers flood, they can act."""
         bodies = [await registered(http) for _ in range(2)]
