@@ -188,6 +188,8 @@ def restored_logging() -> Iterator[None]:
     """Tests configure the process's logging; the next ones get it back as it was."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    # An application that was made before may have taken warnings, which pytest took back: then none are taken again.
+    logging.captureWarnings(capture=False)
     yield
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers

@@ -1,5 +1,6 @@
 """Handlers that are called directly answer as the framework would have them answer."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -52,7 +53,12 @@ def made(*, directly: bool) -> Litestar:
     )
 
 
-DIRECT, FRAMEWORK = made(directly=True), made(directly=False)
+@cache
+def both_ways() -> tuple[Litestar, Litestar]:
+    """Called directly, and by the framework."""
+    return made(directly=True), made(directly=False)
+
+
 POSTED = {"path": "/things", "method": "POST"}
 PART = {"path": "/idp/v1/things/t/parts/p", "method": "POST"}
 CASES: dict[str, tuple[dict[str, Any], int]] = {
@@ -110,7 +116,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 
 async def both(asked: dict[str, Any]) -> tuple[list[Answer], list[list[Any]]]:
     answers, lines = [], []
-    for app in (DIRECT, FRAMEWORK):
+    for app in both_ways():
         with captured() as written:
             answers.append(await ask(app, **asked))
         lines.append([(line["event"], line.get("path"), line.get("status"), line["log_level"]) for line in written])
