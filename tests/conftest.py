@@ -58,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def nats_of_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The nats-server of this worker. Tests want `nats_url`; those that stop servers start their own."""
-    with nats_server(tmp_path_factory.mktemp("nats") / "data", accounts=PASSWORDS) as server:
+    with nats_server(tmp_path_factory.mktemp("nats") / "data", accounts=PASSWORDS, durable=False) as server:
         yield server
 
 

@@ -251,6 +251,7 @@ def nats_server(
     password: str | None = None,
     accounts: Mapping[str, str] | None = None,
     cluster: Cluster | None = None,
+    durable: bool = True,
     start: bool = True,
 ) -> Server:
     """A nats-server with JetStream that has every write on disk before it acknowledges it.
@@ -263,6 +264,7 @@ def nats_server(
         accounts: name to password: an account of its own for each, with one user of that name; instead of `user`.
             `url_for` gives their addresses.
         cluster: its place in a cluster; None stands alone.
+        durable: False writes through to the disk now and then, and not before each acknowledgement: for tests alone.
         start: False returns it without starting it.
 
     Raises:
@@ -279,7 +281,7 @@ def nats_server(
         "listen": f"{HOST}:{listen}",
         "http": f"{HOST}:{monitor}",
         "ports_file_dir": str(data),
-        "jetstream": {"store_dir": str(data / "jetstream"), "sync_interval": "always"},
+        "jetstream": {"store_dir": str(data / "jetstream")} | ({"sync_interval": "always"} if durable else {}),
     }
     if cluster is not None:
         config["server_name"] = cluster.node

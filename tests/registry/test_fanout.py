@@ -41,12 +41,12 @@ async def fanning_out(nats: Client, log: Log, holder: str, pace_per_second: int 
 
 
 async def until(condition: Callable[[list[wire.Recorded]], bool], reader: LogReader) -> list[wire.Recorded]:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            recorded = await everything(reader)
-            if condition(recorded):
-                return recorded
-            await asyncio.sleep(0.05)
+    """Follow the log until the condition holds. All that the log has then."""
+    recorded: list[wire.Recorded] = []
+    async with asyncio.timeout(DEADLINE_SECONDS), reader.follow(0) as follower:
+        while not condition(recorded):
+            recorded += [each.recorded() for each in await follower.next(DEADLINE_SECONDS)]
+    return await everything(reader)
 
 
 def revocations(recorded: list[wire.Recorded]) -> list[GrantRevoked]:
