@@ -14,6 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from deploy.dev import staging
 from deploy.dev.servers import Server, dies_with_parent, free_port, nats_cluster, nats_server, postgres_server
 from door import roles
 from registry import streams
@@ -58,6 +59,8 @@ def servers(folder: Path, *, nodes: int = 1, log_max_bytes: int = streams.LOG_MA
         }
         size = ("--log-max-bytes", str(log_max_bytes))
         run("registry", "ensure-streams", "--replicas", str(nodes), *size, environment=environment)
+        if nodes == 1:
+            staging.keep_in_memory(nats[0].data)
         yield Product(folder, nats, postgres, nats[0].url, nats[0].monitor_url, postgres.url, tokens, environment)
 
 

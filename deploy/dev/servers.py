@@ -28,6 +28,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 from urllib.parse import quote, unquote, urlsplit
 
+from deploy.dev import staging
+
 HOST = "127.0.0.1"
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0
@@ -84,6 +86,8 @@ class Server:
         death_signal: signal.Signals,
         monitor_url: str = "",
         before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+        gone: Callable[[], None] = lambda: None,
         run_as: int | None = None,
     ) -> None:
         """Describe it; nothing runs yet.
@@ -92,6 +96,8 @@ class Server:
             ready: asked until it says so, after each start; raises `ServerFailed` when waiting is in vain.
             death_signal: what the child gets when the thread that started it ends.
             before: run with the data folder locked, before each start.
+            after: run when it answers, after each start.
+            gone: run when it was stopped or killed from here.
             run_as: numeric user to become; None stays who we are.
 
         """
@@ -106,6 +112,8 @@ class Server:
         self._stop_signal = stop_signal
         self._death_signal = death_signal
         self._before = before
+        self._after = after
+        self._gone = gone
         self._run_as = run_as
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -172,6 +180,7 @@ class Server:
             while not self._ready(self):
                 self._refuse_to_wait(deadline, seconds)
                 time.sleep(POLL_SECONDS)
+            self._after()
         except BaseException:
             self.kill()
             raise
@@ -191,12 +200,14 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
             raise self.failure(f"did not stop within {seconds:g} s and was killed") from None
+        self._gone()
 
     def kill(self) -> None:
         """End it with SIGKILL, as a power cut of the process would, and wait until it is gone."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
+            self._gone()
 
     def pause(self) -> None:
         """Stop it from doing anything (SIGSTOP), connections and all, until `resume`. It can be killed meanwhile."""
@@ -256,6 +267,9 @@ def nats_server(
 ) -> Server:
     """A nats-server with JetStream that has every write on disk before it acknowledges it.
 
+    Batches for streams that are made while it runs are put together on the disk, too, which takes longer, until
+    `staging.keep_in_memory` is called or it is started again.
+
     Args:
         data: its folder, made where it is missing.
         port: where it listens on the loopback address; None takes a free one.
@@ -308,6 +322,8 @@ def nats_server(
         command=[str(_nats_binary()), "--config", str(file)],
         ready=_nats_ready,
         before=lambda: _prepare_nats(data, file, json.dumps(config, indent=1)),
+        after=lambda: staging.keep_in_memory(data) if durable and cluster is None else None,
+        gone=lambda: staging.forget(data),
         stop_signal=signal.SIGTERM,
         death_signal=signal.SIGKILL,  # all that was acknowledged is on disk
     )
@@ -420,6 +436,7 @@ def _nats_binary() -> Path:
 
 
 def _prepare_nats(data: Path, file: Path, config: str) -> None:
+    staging.forget(data)
     _write_private(file, config)
     for stale in data.glob("*.ports"):
         stale.unlink()

@@ -26,6 +26,7 @@ import projector.app
 import registry.app
 from console import links
 from console.settings import Settings as ConsoleSettings
+from deploy.dev import staging
 from deploy.dev.servers import Server, free_port, nats_server, postgres_server
 from door import front, logs, roles, serving
 from grantbook.sdk import connection
@@ -168,6 +169,9 @@ def create_app(place: Place) -> Litestar:
 async def _serve(host: str, port: int, place: Place, servers: list[Server], data: Path, *, quiet: bool) -> int:
     try:
         await _ensure_streams(place.nats_url, data)
+        for each in servers:
+            if each.name == "nats-server":
+                staging.keep_in_memory(each.data)
         await db.within_start("Postgres", lambda: _reach(place.database_url), seconds=DATABASE_SECONDS)
         application = create_app(place)
     except (streams.UnsafeStreams, Unavailable, db.NotReached, OSError, ValueError) as error:

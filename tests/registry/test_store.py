@@ -1,17 +1,20 @@
 """Writing the log, on a real nats-server: what was acknowledged is there, once; what was refused is not."""
 
 import asyncio
+from pathlib import Path
 
 import msgspec
 import pytest
 from nats.aio.client import Client
 
+from deploy.dev.servers import nats_server
 from grantbook import subjects, wire
 from grantbook.events import ClientDeleted, Event, GrantIssued
+from grantbook.sdk import connection
 from grantbook.sdk.log import LogReader, assert_dense
-from registry import clients, grants, store
+from registry import clients, grants, store, streams
 from registry.clients import ClientGone, ClientNotFound, Refusal
-from registry.commit import Busy, Expected, GroupCommit, Message, Stale
+from registry.commit import MIN_BATCH_MESSAGES, Busy, Expected, GroupCommit, Message, Stale
 from registry.grants import GrantConflict, Holding
 from registry.store import Log, LogFull
 from tests.registry.conftest import new_id
@@ -61,6 +64,23 @@ async def test_concurrent_appends_share_batches_and_one_stale_command_fails_alon
         assert len({each.sequence for each in stored}) == 40
         with pytest.raises(Stale):
             await stale
+
+
+async def test_a_batch_that_cannot_be_put_together_is_sent_one_by_one(tmp_path: Path) -> None:
+    """Agents, where the folder in which nats-server puts batches together is gone, or full: theirs is still taken."""
+    with nats_server(tmp_path / "nats") as server:
+        client = await connection.connect(server.url, name="test")
+        await streams.ensure(client)
+        folder = next(server.data.glob("jetstream/**/streams/GRANTBOOK"))
+        (folder / "batches").symlink_to(tmp_path / "gone")
+        async with GroupCommit(client, subjects.LOG) as commit:
+            waiting = [
+                commit.submit(Message(subjects.client_record(f"c{number}"), {}, b"{}", f"id {number}", None))
+                for number in range(2 * MIN_BATCH_MESSAGES)
+            ]
+            stored = await asyncio.gather(*waiting)
+        assert {each.sequence for each in stored} == set(range(1, 2 * MIN_BATCH_MESSAGES + 1))
+        await client.close()
 
 
 async def test_an_append_that_expects_a_gate_waits_for_a_write_to_it(log: Log, reader: LogReader) -> None:

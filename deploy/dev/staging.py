@@ -1,0 +1,83 @@
+"""A nats-server that stands alone puts its batches together in memory, and not on the disk.
+
+A batch for a stream of one replica is put together in a store of its own, in the stream's folder `batches`: five disk
+syncs, before the one with which all of it gets into the stream. nats-server throws away what it finds there at each
+start, so nobody ever reads it again, and what is acknowledged is in the stream, and synced, as ever. So the folder is
+made a link into memory. A stream with more replicas has its batches in memory without our doing.
+
+Where that cannot be done, and for streams that were made since, batches are on the disk: slower, and as right.
+"""
+
+import hashlib
+import os
+import shutil
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+MEMORY: Final = Path("/dev/shm")  # noqa: S108  a folder of our own is made there, which nobody else may enter
+LEAST_BYTES: Final = 128 * 1024 * 1024
+"""Free there. A registry has 4 MiB of a batch under way; Postgres wants some of it, too."""
+OURS_ALONE: Final = 0o700
+
+
+def keep_in_memory(data: Path) -> None:
+    """Have batches for the streams that are there now put together in memory.
+
+    Args:
+        data: the folder of a nats-server, which runs. A batch that is under way goes on where it is.
+
+    """
+    streams, folder = _streams(data), _folder(data)
+    if not streams or not _is_ours(folder):
+        return
+    for stream in streams:
+        in_memory = folder / stream.parent.parent.name / stream.name
+        in_memory.mkdir(mode=OURS_ALONE, parents=True, exist_ok=True)
+        batches = stream / "batches"
+        try:
+            batches.rmdir()
+        except FileNotFoundError:
+            pass  # no batch came since the start
+        except OSError:
+            continue  # it is a link already, or a batch is under way
+        with suppress(FileExistsError):  # a batch came meanwhile
+            batches.symlink_to(in_memory)
+
+
+def forget(data: Path) -> None:
+    """Give back the memory of a nats-server that does not run, and take its links away, which lead nowhere then.
+
+    It would do that itself at its next start. But until then the folder may be copied, by what follows links.
+    """
+    for stream in _streams(data):
+        batches = stream / "batches"
+        if batches.is_symlink():
+            batches.unlink()
+    shutil.rmtree(_folder(data), ignore_errors=True)
+
+
+def _folder(data: Path) -> Path:
+    """The same at each start, so that what was killed leaves nothing for ever."""
+    return MEMORY / f"grantbook-{os.geteuid()}-{hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]}"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the folder is there, and nobody else can write to it: anybody may make one of that name."""
+    try:
+        if shutil.disk_usage(MEMORY).free < LEAST_BYTES:
+            return False
+        with suppress(FileExistsError):
+            folder.mkdir(mode=OURS_ALONE)
+        found = folder.lstat()
+    except OSError:  # there is no such place on this machine
+        return False
+    return (
+        stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & ~OURS_ALONE == 0
+    )
+
+
+def _streams(data: Path) -> list[Path]:
+    """The folder of each stream: <accounts>/<account>/streams/<stream>."""
+    return [described.parent for described in data.glob("jetstream/jetstream/*/streams/*/meta.inf")]
