@@ -1,9 +1,10 @@
 """How fast the fan-out appends: as fast as is good for the log while nobody else writes, and out of others' way else.
 
-While the log takes a batch, whoever else appends waits for it: about 3 ms, and more for a large one. So beside others
-batches are small, and after each the log rests for some times as long as it took: a server that is slow, or far away,
-is left alone for longer. That others write is told by the log itself, whichever registry they write with: between two
-batches of the fan-out stand messages that are not its own. No clock here: callers say what time it is.
+While the log takes a batch, whoever else appends waits for it: 2 to 4 ms, and more for a large one. And what is
+recorded is read, applied and told of. So beside others batches are small, and after each there is a rest of some times
+as long as it took: a server that is slow, or far away, is left alone for longer. That others write is told by the log
+itself, whichever registry they write with: between two batches of the fan-out stand messages that are not its own. No
+clock here: callers say what time it is.
 """
 
 from typing import Final
@@ -12,8 +13,8 @@ ALONE_MESSAGES: Final = 200
 """In a batch, while nobody else writes."""
 BESIDE_OTHERS_MESSAGES: Final = 50
 """In a batch, while others do: few more take the log longer, fewer do not take it less."""
-RESTS_TIMES: Final = 2.0
-"""Beside others: how many times as long as a batch took the log has a rest from it."""
+RESTS_TIMES: Final = 5.0
+"""Beside others: how many times as long as a batch took there is a rest from it."""
 MAX_REST_SECONDS: Final = 0.25
 """However slow the log is, the fan-out goes on."""
 OTHERS_SECONDS: Final = 2.0

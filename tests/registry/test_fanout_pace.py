@@ -38,7 +38,7 @@ def test_messages_of_others_between_its_own_make_it_step_aside() -> None:
 def test_a_slow_log_is_left_alone_for_longer_but_not_for_ever() -> None:
     """Auditors: a log that is busy for a moment does not put the fan-out off for minutes."""
     pace = Pace(100_000, last=10, now=0.0)
-    assert pace.rest(50, last=60, took=0.1, now=0.5) == pytest.approx(0.1 * RESTS_TIMES)
+    assert pace.rest(50, last=60, took=0.04, now=0.5) == pytest.approx(0.04 * RESTS_TIMES)
     assert pace.rest(50, last=110, took=3.0, now=1.0) == MAX_REST_SECONDS
 
 
