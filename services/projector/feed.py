@@ -21,6 +21,8 @@ from grantbook.sdk.subscription import AllReceived, read_receipts
 
 PROOF_SECONDS: Final = 0.5
 """All open streams of a process share a proof that is no older."""
+DOUBT_SECONDS: Final = 0.1
+"""The same of a doubt, which may be none a moment later: while much is revoked at once."""
 RECEIPTS_SECONDS: Final = 0.5
 """However many ask, receipts are read again only so long after they were read: ten thousand take some 0.2 s of it."""
 MAX_PLACES: Final = 64
@@ -54,9 +56,10 @@ class FeedHead:
         self._known = Proof(-math.inf, -math.inf, "", 0, "not asked yet")
 
     async def proof(self) -> Proof:
-        """A proof, or a doubt, that is at most `PROOF_SECONDS` old. Does not raise."""
+        """A proof, at most `PROOF_SECONDS` old, or a doubt, at most `DOUBT_SECONDS` old. Does not raise."""
         async with self._asking:
-            if clocks.now() - self._known.asked_at > PROOF_SECONDS:
+            kept = PROOF_SECONDS if self._known.doubt is None else DOUBT_SECONDS
+            if clocks.now() - self._known.asked_at > kept:
                 self._known = await self._ask(clocks.now())
         return self._known
 

@@ -246,7 +246,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         fanout = unused = None
         if settings.fanout:
             bucket = await stack.enter_async_context(Bucket(nats, subjects.FANOUT, new_id=new_id))
-            fanout = Fanout(log, bucket, holder=new_id(), now=now, pace_per_second=settings.fanout_pace_per_second)
+            fanout = Fanout(
+                log, feed, bucket, holder=new_id(), now=now, pace_per_second=settings.fanout_pace_per_second
+            )
             if policy.max_unused_clients is not None:
                 unused = Unused(log, bucket, holder=new_id(), now=now, ceiling=policy.max_unused_clients)
         run = Running(register, nats, fanout, unused)

@@ -4,7 +4,9 @@ Denial does not wait for it: the deletion on the client's gate is the one fact t
 for auditors, and for those who know a grant id alone. A small follower does it, in one registry at a time (a lease in
 a bucket), resumable (its checkpoint says how far it got, inside a deletion too), idempotent (each event expects that
 its gate is empty) and bounded in memory (a page of the client's events at a time). It keeps out of the way of whoever
-else writes (`pace.py`), and of the projection of other clients.
+else writes (`pace.py`), and of the projection of other clients. And it waits for the feed of revocations, which follows
+the log message by message, with a disk sync for each: other people's revocations stand behind these events there, and
+token services take a feed that is behind the log for one that may lack something, and soon deny everything.
 
 Nothing about a client is ever recorded after its deletion but what stands here: grants are issued and extended
 expecting the client's gate. So who has read the client's events up to the deletion itself has seen every grant.
@@ -16,6 +18,7 @@ says so, since what extends one only ever makes it longer.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from typing import Final
@@ -44,6 +47,9 @@ PACE_PER_SECOND: Final = 12_000
 SAVE_SECONDS: Final = 1.0
 """How often the checkpoint is moved inside a deletion: what a crash makes another registry read again."""
 WAIT_SECONDS: Final = 1.0
+FEED_SECONDS: Final = 2.0
+"""The longest wait, after a batch, for the feed to have it. Where the feed stands still, the fan-out still goes on."""
+LOOK_SECONDS: Final = 0.01
 MAX_TRIES: Final = 10
 _LEASE: Final = "lease"
 CHECKPOINT: Final = "checkpoint"
@@ -78,6 +84,7 @@ class Fanout:
     def __init__(
         self,
         log: Log,
+        feed: LogReader,
         bucket: Bucket,
         *,
         holder: str,
@@ -89,12 +96,15 @@ class Fanout:
         self.holding = False
         self._log = log
         self._reader: LogReader = log.reader
+        self._feed = feed
         self._bucket = bucket
         self._lease = Lease(bucket, _LEASE, holder=holder, now=now)
         self._now = now
         self._pace_per_second = pace_per_second
         self._checkpoint = Checkpoint("", 0)
         self._revision = 0
+        self._recorded = 0
+        """Where in the log the deletion stands, or the last event of the last batch."""
 
     async def run(self) -> None:
         """Take the lease when it is free, and do every deletion that is not done. Ends only by being cancelled."""
@@ -176,6 +186,7 @@ class Fanout:
         loop = asyncio.get_running_loop()
         started = saved_at = loop.time()
         pace = Pace(self._pace_per_second, last=self._log.newest[0], now=started)
+        self._recorded = max(self._recorded, deletion.position)
         under_way = self._checkpoint.under_way
         after = 0
         if under_way is not None and (under_way.deletion, under_way.deletion_id) == (deletion.position, deletion.id):
@@ -208,15 +219,29 @@ class Fanout:
         return ended
 
     async def _record(self, batch: Sequence[GrantRevoked], pace: Pace) -> None:
-        """Record them, and leave the log alone for a while."""
+        """Record them, once the feed has what was before, and leave the log alone for a while."""
+        await self._wait_for_feed()
         await self._lease.keep()
         loop = asyncio.get_running_loop()
         started = loop.time()
         last = await self._log.record_together(batch)
         if last is None:
             last = await self._end_each(batch)
+        self._recorded = last
         now = loop.time()
         await asyncio.sleep(pace.rest(len(batch), last=last, took=now - started, now=now))
+
+    async def _wait_for_feed(self) -> None:
+        """Wait until the feed has what was recorded, but not for ever."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + FEED_SECONDS
+        while loop.time() < deadline:
+            with suppress(Unavailable, wire.Malformed):
+                newest = await self._feed.newest_on_leader()
+                headers = {} if newest is None else newest.headers or {}
+                if wire.position_in_log(headers.get(wire.STREAM_SOURCE_HEADER, "")) >= self._recorded:
+                    return
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _ends(self, client: str, deletion: wire.Recorded, page: Sequence[Raw]) -> list["_End"]:
         """What is to be recorded for the grants of a page of the client's events, in the order of these."""

@@ -8,14 +8,16 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from nats.aio.client import Client
+from nats.js.api import StreamSource
 
 from grantbook import subjects, wire
 from grantbook.events import CLIENT_DELETED, GrantExtended, GrantIssued, GrantRevoked, UserGrantsRevoked
 from grantbook.sdk.log import LogReader
 from grantbook.sdk.tasks import end
-from registry import clients, grants, lease, store
+from registry import clients, fanout, grants, lease, store
 from registry.buckets import Bucket
 from registry.fanout import Checkpoint, Fanout, UnderWay
+from registry.pace import BESIDE_OTHERS_MESSAGES
 from registry.store import Log
 from tests.registry.conftest import new_id
 from tests.registry.given import ADMIN, BY_ADMIN, ISSUED, REGISTERED
@@ -30,9 +32,11 @@ def now() -> datetime:
 
 
 @asynccontextmanager
-async def fanning_out(nats: Client, log: Log, holder: str, pace_per_second: int = 100_000) -> AsyncIterator[Fanout]:
-    async with Bucket(nats, subjects.FANOUT, new_id=new_id) as bucket:
-        it = Fanout(log, bucket, holder=holder, now=now, pace_per_second=pace_per_second)
+async def fanning_out(
+    nats: Client, log: Log, holder: str, pace_per_second: int = 100_000, feed: str = subjects.REVOCATIONS
+) -> AsyncIterator[Fanout]:
+    async with Bucket(nats, subjects.FANOUT, new_id=new_id) as bucket, LogReader(nats, feed) as feed_:
+        it = Fanout(log, feed_, bucket, holder=holder, now=now, pace_per_second=pace_per_second)
         task = asyncio.create_task(it.run())
         try:
             yield it
@@ -114,6 +118,49 @@ async def test_a_fan_out_that_was_cut_off_is_finished_by_another(nats: Client, l
     async with fanning_out(nats, log, "b"):
         recorded = await until(lambda all_: len(revocations(all_)) >= 3_000, reader)
     assert len({each.grant_id for each in revocations(recorded)}) == len(revocations(recorded)) == 3_000
+
+
+async def test_the_next_batch_waits_for_the_feed_to_have_the_one_before(
+    nats: Client, log: Log, reader: LogReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everyone else's token services: a feed that is far behind the log proves nothing, and soon all is denied."""
+    monkeypatch.setattr(fanout, "FEED_SECONDS", DEADLINE_SECONDS)
+    manager = nats.jetstream()
+    slow = await manager.add_stream(name="SLOW", subjects=["slow"])
+    await given_grants(log, "c1", 3 * BESIDE_OTHERS_MESSAGES)
+    await delete(log, "c1")
+    batches: list[int] = []
+    async with fanning_out(nats, log, "a", feed="SLOW") as it:
+        while sum(batches) < 3 * BESIDE_OTHERS_MESSAGES:
+            there = await everything(reader)
+            for each in there[-2:]:  # without the last it is not all of it
+                assert len(revocations(await everything(reader))) == sum(batches)
+                from_there = StreamSource(subjects.LOG, opt_start_seq=each.position, filter_subject=each.subject)
+                await manager.update_stream(slow.config.evolve(subjects=[], sources=[from_there]))
+                await asyncio.sleep(5 * fanout.LOOK_SECONDS)  # enough to be seen, if it is not the last
+            there = await until(lambda all_: len(revocations(all_)) > sum(batches), reader)
+            batches.append(len(revocations(there)) - sum(batches))
+            assert it.trouble is None
+    assert len(batches) > 1
+
+
+async def test_where_the_feed_stands_still_the_fan_out_goes_on(
+    nats: Client, log: Log, reader: LogReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Auditors: the log has what ended, whatever becomes of the feed, which is made from it. No stream is none, too."""
+    monkeypatch.setattr(fanout, "FEED_SECONDS", 0.1)
+    await nats.jetstream().add_stream(name="STILL", subjects=["still"])
+    for client, feed in (("c1", "STILL"), ("c2", "NOWHERE")):
+        await given_grants(log, client, 2 * BESIDE_OTHERS_MESSAGES)
+        await delete(log, client)
+        async with fanning_out(nats, log, "a", feed=feed) as it:
+            ended = await until(
+                lambda all_: sum(each.client_id == client for each in revocations(all_)) >= 2 * BESIDE_OTHERS_MESSAGES,  # noqa: B023
+                reader,
+            )
+            assert it.trouble is None
+            await it.release()
+    assert len({each.grant_id for each in revocations(ended)}) == 4 * BESIDE_OTHERS_MESSAGES
 
 
 async def saved(nats: Client) -> Checkpoint | None:

@@ -19,7 +19,7 @@ from grantbook import positions, subjects, wire
 from grantbook.events import Event
 from grantbook.sdk import clocks, revocations
 from grantbook.sdk.denials import Denials
-from grantbook.sdk.log import Follower, Gap, LogReader, Raw
+from grantbook.sdk.log import Follower, Gap, LogReader, Raw, StreamState
 from grantbook.sdk.revocations import FeedUnavailable, RevocationFeed
 from grantbook.sdk.revocations_http import HttpRevocationFeed
 from grantbook.sdk.tasks import end
@@ -754,3 +754,21 @@ async def test_a_restored_log_is_never_resumed_over_http(tmp_path: Path) -> None
         assert feed.is_revoked("c", "x1", "u", now())
         assert not feed.is_revoked("c", "never", "u", now())
         await feed.__aexit__(None, None, None)
+
+
+async def test_a_feed_that_has_everything_at_some_moments_stays_fresh(
+    log: Client, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects everyone else while a client with many grants is deleted: the feed is behind the log at most moments."""
+    asked: list[StreamState] = []
+    doubt_of = revocations.doubt_of
+
+    def mostly_behind(state: StreamState) -> str | None:
+        asked.append(state)
+        return doubt_of(state) if len(asked) % 5 == 1 else "some messages behind"
+
+    monkeypatch.setattr(revocations, "doubt_of", mostly_behind)
+    async with RevocationFeed(nats_url, LIFETIME, max_staleness=timedelta(seconds=2.5)) as feed:
+        while len(asked) < 16:
+            assert feed.state == "fresh", feed.age
+            await asyncio.sleep(0.1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from door import roles
 from grantbook import subjects, wire
 from grantbook.events import ClientRegistered, Event, GrantIssued, type_of
 from grantbook.sdk.log import LogReader
+from projector import feed
 from projector.api import revocations
 from registry import streams
 from tests.sdk.given import (
@@ -233,6 +235,29 @@ async def test_a_quiet_stream_sends_comments(served: Served, monkeypatch: pytest
         async for line in receiver._lines:
             if line.startswith(": current "):
                 break
+
+
+async def test_a_stream_says_soon_again_whether_that_is_all_but_not_for_ever(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects callers while much is revoked at once, and the server from a feed that stands still."""
+    doubts = itertools.count(1)
+    monkeypatch.setattr(revocations, "COMMENT_SECONDS", SECONDS)
+    monkeypatch.setattr(feed, "PROOF_SECONDS", 0.0)
+    monkeypatch.setattr(feed, "doubt_of", lambda _: "behind" if next(doubts) <= revocations.MAX_DOUBTS else None)
+    async with opened(served) as receiver, asyncio.timeout(SECONDS / 2):
+        while not receiver.current:
+            line = await anext(receiver._lines)
+            receiver.comments += line.startswith(": waiting: behind")
+            receiver.current = line.startswith(": current ")
+    assert receiver.comments == revocations.MAX_DOUBTS
+    monkeypatch.setattr(feed, "doubt_of", lambda _: "behind")
+    async with opened(served) as receiver:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * revocations.MAX_DOUBTS * revocations.DOUBT_SECONDS):
+                async for line in receiver._lines:
+                    receiver.comments += line.startswith(": waiting: behind")
+    assert receiver.comments == revocations.MAX_DOUBTS + 1
 
 
 @pytest.mark.parametrize("role", ["admin", "idp", "auditor", "ops", None])

@@ -193,6 +193,10 @@ class LogReader:
         found = await asyncio.gather(*(self._on_leader({"last_by_subj": each}) for each in subjects_))
         return {each.subject: each for each in found if each is not None}
 
+    async def newest_on_leader(self) -> Raw | None:
+        """The last message, or None where there is none. Raises `Unavailable`."""
+        return await self._on_leader({"last_by_subj": ">"})
+
     async def at_on_leader(self, sequence: int) -> Raw | None:
         """The message at a sequence, or None where there is none. Raises `Unavailable`."""
         return await self._on_leader({"seq": sequence})

@@ -55,7 +55,8 @@ SETTLE_SECONDS: Final = 3.0
 """A feed that is younger and empty may be one that was made anew, before its first message has come."""
 CHECK_SECONDS: Final = 1.0
 RECHECK_SECONDS: Final = 0.1
-"""Between checks while the feed is not fresh."""
+"""Between checks after one that proved nothing: while much is revoked at once, the feed is behind the log at most
+moments, and has all of it at some."""
 CATCH_UP_SECONDS: Final = 60.0
 """Default of how long entering waits until the feed is caught up."""
 IN_FLIGHT_SECONDS: Final = 0.1
@@ -493,10 +494,11 @@ class RevocationFeed(Revocations):
     async def _prove(self, feed: LogReader, followed: StreamState) -> None:
         while True:
             asked_at, applied = clocks.now(), self._applied
+            doubt: str | None
             try:
                 state = await feed.state()
             except Unavailable as error:
-                self._report(str(error))
+                doubt = str(error)
             else:
                 if state.created != followed.created or state.last < applied:
                     raise Replaced
@@ -507,8 +509,8 @@ class RevocationFeed(Revocations):
                     doubt = f"behind: applied {self._applied} of {state.last} in {subjects.REVOCATIONS}"
                 if doubt is None:
                     self._proven(asked_at, asked_at - heard_seconds_ago(state))
-                self._report(doubt)
-            pause = CHECK_SECONDS if self.state == "fresh" else RECHECK_SECONDS
+            self._report(doubt)
+            pause = CHECK_SECONDS if doubt is None else RECHECK_SECONDS
             await asyncio.sleep(max(0.0, asked_at + pause - clocks.now()))
 
     async def _has_applied(self, last: int) -> bool:

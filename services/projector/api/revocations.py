@@ -52,6 +52,11 @@ SEND_SECONDS: Final = 10.0
 MAX_RECEIPTS_OF_A_CALLER: Final = 1_000
 COMMENT_SECONDS: Final = 1.0
 """So often a comment says whether everything was sent. The contract promises one every 15 s."""
+DOUBT_SECONDS: Final = 0.25
+"""Behind one that says that something is missing, the next: while much is revoked at once, the feed is behind the log
+at most moments, and has all of it at some."""
+MAX_DOUBTS: Final = 8
+"""So many in a row come so soon. A feed that stands still has one a second after these."""
 MAX_BEHIND_COMMENTS: Final = 2
 """A consumer that gives nothing although the feed has more, so many comments long, starves: another is made."""
 MAX_STREAM_SECONDS: Final = 3_600.0
@@ -316,7 +321,7 @@ async def _from_feed(
     loop = asyncio.get_running_loop()
     end_at = loop.time() + MAX_STREAM_SECONDS
     comment_at = loop.time()
-    behind = 0
+    behind = doubts = 0
     reached, followed = begun.complete_from, begun.after
     async with reads.feed.follow(begun.after) as follower:
         while not streams.closing and loop.time() < end_at:
@@ -349,7 +354,8 @@ async def _from_feed(
                     if doubt is None
                     else f": waiting: {doubt}\n\n"
                 ).encode()
-                comment_at = loop.time() + COMMENT_SECONDS
+                doubts = 0 if doubt is None else doubts + 1
+                comment_at = loop.time() + (DOUBT_SECONDS if 0 < doubts <= MAX_DOUBTS else COMMENT_SECONDS)
 
 
 def _place(raw: Raw, reached: int) -> int | None:
