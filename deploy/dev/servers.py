@@ -97,7 +97,7 @@ class Server:
             death_signal: what the child gets when the thread that started it ends.
             before: run with the data folder locked, before each start.
             after: run when it answers, after each start.
-            gone: run when it was stopped or killed from here.
+            gone: run when it was stopped, but not when it was killed, or ended by itself.
             run_as: numeric user to become; None stays who we are.
 
         """
@@ -124,6 +124,7 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._gone()  # also where it had ended by itself: nobody starts it again
 
     @property
     def pid(self) -> int:
@@ -207,7 +208,6 @@ class Server:
         if self._child is not None:
             self._child.kill()
             self._child.wait()
-            self._gone()
 
     def pause(self) -> None:
         """Stop it from doing anything (SIGSTOP), connections and all, until `resume`. It can be killed meanwhile."""
@@ -322,7 +322,7 @@ def nats_server(
         command=[str(_nats_binary()), "--config", str(file)],
         ready=_nats_ready,
         before=lambda: _prepare_nats(data, file, json.dumps(config, indent=1)),
-        after=lambda: staging.keep_in_memory(data) if durable and cluster is None else None,
+        after=lambda: staging.begin(data) if durable and cluster is None else None,
         gone=lambda: staging.forget(data),
         stop_signal=signal.SIGTERM,
         death_signal=signal.SIGKILL,  # all that was acknowledged is on disk
@@ -436,7 +436,6 @@ def _nats_binary() -> Path:
 
 
 def _prepare_nats(data: Path, file: Path, config: str) -> None:
-    staging.forget(data)
     _write_private(file, config)
     for stale in data.glob("*.ports"):
         stale.unlink()

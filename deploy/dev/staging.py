@@ -1,11 +1,13 @@
 """A nats-server that stands alone puts its batches together in memory, and not on the disk.
 
 A batch for a stream of one replica is put together in a store of its own, in the stream's folder `batches`: five disk
-syncs, before the one with which all of it gets into the stream. nats-server throws away what it finds there at each
-start, so nobody ever reads it again, and what is acknowledged is in the stream, and synced, as ever. So the folder is
-made a link into memory. A stream with more replicas has its batches in memory without our doing.
+syncs, before the one with which all of it gets into the stream. What is acknowledged is in the stream, and synced. What
+is in that store is read again in one case: a server that starts, and finds the first part of a batch in the stream,
+writes the rest of it from there. So it does here when the server was killed; after a power cut the first part stays, of
+a batch that nobody was told of. Whoever appends here looks for each message by itself, and needs no whole batches.
 
-Where that cannot be done, and for streams that were made since, batches are on the disk: slower, and as right.
+Where that cannot be done, and for streams that were made since, batches are on the disk: slower, and as right. A stream
+with more replicas has its batches in memory without our doing.
 """
 
 import hashlib
@@ -34,22 +36,26 @@ def keep_in_memory(data: Path) -> None:
         return
     for stream in streams:
         in_memory = folder / stream.parent.parent.name / stream.name
-        in_memory.mkdir(mode=OURS_ALONE, parents=True, exist_ok=True)
         batches = stream / "batches"
-        try:
-            batches.rmdir()
-        except FileNotFoundError:
-            pass  # no batch came since the start
-        except OSError:
-            continue  # it is a link already, or a batch is under way
-        with suppress(FileExistsError):  # a batch came meanwhile
+        # It is a link already, a batch is under way or came meanwhile, there are no links here: then it stays as it is.
+        with suppress(OSError):
+            in_memory.mkdir(mode=OURS_ALONE, parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # no batch came since the start
+                batches.rmdir()
             batches.symlink_to(in_memory)
 
 
-def forget(data: Path) -> None:
-    """Give back the memory of a nats-server that does not run, and take its links away, which lead nowhere then.
+def begin(data: Path) -> None:
+    """After a start: the server has read what it needed, and taken its links away. Begin with nothing."""
+    forget(data)
+    keep_in_memory(data)
 
-    It would do that itself at its next start. But until then the folder may be copied, by what follows links.
+
+def forget(data: Path) -> None:
+    """Give back the memory of a nats-server that needs it no more, and take its links away, which lead nowhere then.
+
+    Not of one that was killed, or ended by itself: it reads there at its next start. What follows links can copy the
+    data afterwards.
     """
     for stream in _streams(data):
         batches = stream / "batches"
@@ -59,7 +65,7 @@ def forget(data: Path) -> None:
 
 
 def _folder(data: Path) -> Path:
-    """The same at each start, so that what was killed leaves nothing for ever."""
+    """The same at each start: what was killed finds its own, and what it leaves is little."""
     return MEMORY / f"grantbook-{os.geteuid()}-{hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]}"
 
 

@@ -22,7 +22,7 @@ from grantbook.sdk.subscription import AllReceived, read_receipts
 PROOF_SECONDS: Final = 0.5
 """All open streams of a process share a proof that is no older."""
 DOUBT_SECONDS: Final = 0.1
-"""The same of a doubt, which may be none a moment later: while much is revoked at once."""
+"""The same of a doubt, since it was answered: it may be none a moment later, while much is revoked at once."""
 RECEIPTS_SECONDS: Final = 0.5
 """However many ask, receipts are read again only so long after they were read: ten thousand take some 0.2 s of it."""
 MAX_PLACES: Final = 64
@@ -54,13 +54,17 @@ class FeedHead:
         self._feed = feed
         self._asking = asyncio.Lock()
         self._known = Proof(-math.inf, -math.inf, "", 0, "not asked yet")
+        self._answered_at = -math.inf
 
     async def proof(self) -> Proof:
         """A proof, at most `PROOF_SECONDS` old, or a doubt, at most `DOUBT_SECONDS` old. Does not raise."""
         async with self._asking:
-            kept = PROOF_SECONDS if self._known.doubt is None else DOUBT_SECONDS
-            if clocks.now() - self._known.asked_at > kept:
-                self._known = await self._ask(clocks.now())
+            now = clocks.now()
+            # A doubt is of when it was answered: where that takes long, all who waited for it would ask anew, in turn.
+            proven, told = now - self._known.asked_at, now - self._answered_at
+            if proven > PROOF_SECONDS if self._known.doubt is None else told > DOUBT_SECONDS:
+                self._known = await self._ask(now)
+                self._answered_at = clocks.now()
         return self._known
 
     async def _ask(self, asked_at: float) -> Proof:

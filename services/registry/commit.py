@@ -6,6 +6,7 @@ never race each other from here.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import count
@@ -40,8 +41,12 @@ _WRONG_LAST_SEQUENCE: Final = 10_071
 _IN_FLIGHT: Final = {10_164, 10_158}
 _FULL: Final = {10_077, 10_023, 10_047}
 """Maximum bytes exceeded; insufficient resources; insufficient storage."""
-_SENT_ALONE: Final = {10_071, 10_164, 10_158, 10_176, 10_201, 10_077}
-"""Refusals of a batch after which each message is worth a try of its own. 10176: it could not be put together."""
+_INCOMPLETE: Final = 10_176
+"""The server could not put it together: the place where it does so is gone, or full. Some of that lasts for long."""
+ALONE_SECONDS: Final = 10.0
+"""After it nothing is sent as a batch for so long."""
+_SENT_ALONE: Final = {10_071, 10_164, 10_158, _INCOMPLETE, 10_201, 10_077}
+"""Refusals of a batch after which each message is worth a try of its own."""
 
 _log = structlog.get_logger("registry")
 
@@ -119,6 +124,7 @@ class GroupCommit:
         self._closing = False
         # Kept: to find out which loop runs is a system call, up to Python 3.11.
         self._loop: Final = asyncio.get_running_loop()
+        self._alone_until = -math.inf
 
     async def __aenter__(self) -> Self:
         self._task = self._loop.create_task(self._run(), name=f"group commit {self.stream}")
@@ -168,7 +174,7 @@ class GroupCommit:
             message = "the registry is stopping, or not connected to NATS"
             raise Busy(message)
         try:
-            if len(messages) >= MIN_BATCH_MESSAGES:
+            if self._may_be_batch(messages):
                 return await self._send_together(messages, at_once=SENT_AT_ONCE)
             stored = await asyncio.gather(
                 *(self._request(each, _headers(each)) for each in messages), return_exceptions=True
@@ -216,7 +222,7 @@ class GroupCommit:
         return batch
 
     async def _commit(self, batch: Sequence["_Entry"]) -> None:
-        if len(batch) >= MIN_BATCH_MESSAGES:
+        if self._may_be_batch(batch):
             try:
                 last = await self._send_together([each.message for each in batch])
             except _SendAlone:
@@ -235,6 +241,9 @@ class GroupCommit:
             message = entry.message
             groups.setdefault(message.expected.subject if message.expected else message.subject, []).append(entry)
         await asyncio.gather(*(self._send_in_order(group) for group in groups.values()))
+
+    def _may_be_batch(self, messages: Sequence[object]) -> bool:
+        return len(messages) >= MIN_BATCH_MESSAGES and self.time() >= self._alone_until
 
     async def _send_in_order(self, group: Sequence["_Entry"]) -> None:
         for entry in group:
@@ -262,7 +271,12 @@ class GroupCommit:
             # Without its commit a batch is forgotten by the server: nothing of it is ever stored.
             raise Busy(str(error) or "not connected to NATS") from error
         commit = _batch_headers(batch_id, len(messages)) | {"Nats-Batch-Commit": "1"}
-        acknowledged = await self._request(last, _headers(last) | commit, together=True)
+        try:
+            acknowledged = await self._request(last, _headers(last) | commit, together=True)
+        except _Incomplete:
+            _log.warning("nats-server can put no batch together", stream=self.stream, singly_for_seconds=ALONE_SECONDS)
+            self._alone_until = self.time() + ALONE_SECONDS
+            raise
         sequence: int = acknowledged["seq"]
         return sequence
 
@@ -297,8 +311,14 @@ class _SendAlone(AppendFailed):
     """A batch was refused for the sake of one of its messages."""
 
 
+class _Incomplete(_SendAlone):
+    """The server could not put a batch together."""
+
+
 def _raise_for(error: dict[str, Any], *, together: bool) -> NoReturn:
     code, text = error.get("err_code"), str(error.get("description"))
+    if together and code == _INCOMPLETE:
+        raise _Incomplete(text)
     if together and code in _SENT_ALONE:
         raise _SendAlone(text)
     if code == _WRONG_LAST_SEQUENCE:

@@ -48,7 +48,9 @@ SAVE_SECONDS: Final = 1.0
 """How often the checkpoint is moved inside a deletion: what a crash makes another registry read again."""
 WAIT_SECONDS: Final = 1.0
 FEED_SECONDS: Final = 2.0
-"""The longest wait, after a batch, for the feed to have it. Where the feed stands still, the fan-out still goes on."""
+"""The longest wait, before a batch, for the feed to have what was before."""
+FEED_STILL_SECONDS: Final = 30.0
+"""A feed that stood still is not waited for again for so long: the log does not depend on it."""
 LOOK_SECONDS: Final = 0.01
 MAX_TRIES: Final = 10
 _LEASE: Final = "lease"
@@ -103,6 +105,7 @@ class Fanout:
         self._pace_per_second = pace_per_second
         self._checkpoint = Checkpoint("", 0)
         self._revision = 0
+        self._feed_still_until = 0.0
         self._recorded = 0
         """Where in the log the deletion stands, or the last event of the last batch."""
 
@@ -145,6 +148,7 @@ class Fanout:
         identity = (await self._reader.state()).identity
         entry = await self._bucket.get(CHECKPOINT)
         self._revision = 0 if entry is None else entry.revision
+        self._recorded = 0
         self._checkpoint = Checkpoint(identity, 0)
         if entry is not None and entry.value is not None:
             found = msgspec.json.decode(entry.value, type=Checkpoint)
@@ -234,14 +238,24 @@ class Fanout:
     async def _wait_for_feed(self) -> None:
         """Wait until the feed has what was recorded, but not for ever."""
         loop = asyncio.get_running_loop()
+        if loop.time() < self._feed_still_until:
+            return
         deadline = loop.time() + FEED_SECONDS
         while loop.time() < deadline:
-            with suppress(Unavailable, wire.Malformed):
-                newest = await self._feed.newest_on_leader()
-                headers = {} if newest is None else newest.headers or {}
-                if wire.position_in_log(headers.get(wire.STREAM_SOURCE_HEADER, "")) >= self._recorded:
-                    return
+            if await self._is_in_feed(self._recorded, deadline):
+                return
+            await self._lease.keep()
             await asyncio.sleep(LOOK_SECONDS)
+        self._feed_still_until = loop.time() + FEED_STILL_SECONDS
+        _log.warning("the feed does not follow: the fan-out goes on without it", behind=self._recorded)
+
+    async def _is_in_feed(self, position: int, deadline: float) -> bool:
+        with suppress(Unavailable, wire.Malformed, TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                newest = await self._feed.newest_on_leader()
+            headers = {} if newest is None else newest.headers or {}
+            return wire.position_in_log(headers.get(wire.STREAM_SOURCE_HEADER, "")) >= position
+        return False
 
     async def _ends(self, client: str, deletion: wire.Recorded, page: Sequence[Raw]) -> list["_End"]:
         """What is to be recorded for the grants of a page of the client's events, in the order of these."""
@@ -284,6 +298,8 @@ class Fanout:
             # Somebody else was about to end these. If it came to nothing, it is still for us to do.
             ended = await self._reader.last_on_leader([wire.subject_of(event) for event in left])
             left = [event for event in left if wire.subject_of(event) not in ended]
+            if not left:
+                return max(last, *(each.sequence for each in ended.values()))
         message = f"{len(left)} grants are being ended by somebody who does not come to it"
         raise Contended(message)
 

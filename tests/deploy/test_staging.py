@@ -1,7 +1,10 @@
 """Where batches are put together: in memory, and what is acknowledged is kept as ever."""
 
+import asyncio
 import json
+import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from nats.aio.client import Client
@@ -11,6 +14,14 @@ from deploy.dev.servers import Server, nats_server
 from grantbook.sdk.connection import connect
 
 MESSAGES = 10
+LARGE = 900
+SECONDS = 10.0
+TRIES = 20
+
+in_memory = pytest.mark.skipif(
+    not staging.MEMORY.is_dir() or shutil.disk_usage(staging.MEMORY).free < staging.LEAST_BYTES,
+    reason="there is no memory to have batches in, on this machine",
+)
 
 
 async def stream(client: Client) -> None:
@@ -19,11 +30,13 @@ async def stream(client: Client) -> None:
     assert "error" not in json.loads(answer.data)
 
 
-async def begin(client: Client, batch: str) -> None:
+async def begin(client: Client, server: Server, batch: str) -> None:
     """All messages of a batch but the last one."""
     for number in range(1, MESSAGES):
         await client.publish(f"log.{batch}", b"", headers=of(batch, number))
-    await client.flush()
+    async with asyncio.timeout(SECONDS):
+        while not any(batches(server).glob("*")):
+            await asyncio.sleep(0.01)
 
 
 async def commit(client: Client, batch: str) -> int:
@@ -37,8 +50,8 @@ def of(batch: str, number: int) -> dict[str, str]:
     return {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
 
 
-async def whole(client: Client, batch: str) -> int:
-    await begin(client, batch)
+async def whole(client: Client, server: Server, batch: str) -> int:
+    await begin(client, server, batch)
     return await commit(client, batch)
 
 
@@ -46,43 +59,76 @@ def batches(server: Server) -> Path:
     return server.data / "jetstream" / "jetstream" / "$G" / "streams" / "LOG" / "batches"
 
 
+@in_memory
 async def test_a_batch_is_put_together_in_memory_and_kept_on_the_disk(tmp_path: Path) -> None:
     """Everyone: what was acknowledged survives the server, and with it all that was in memory; what was not, is not."""
     with nats_server(tmp_path / "nats") as server:
         client = await connect(server.url, name="test")
         await stream(client)
         staging.keep_in_memory(server.data)
-        await begin(client, "one")
+        await begin(client, server, "one")
         assert batches(server).resolve().is_relative_to(staging.MEMORY)
         assert len(list(batches(server).iterdir())) == 1
         assert await commit(client, "one") == MESSAGES
         assert list(batches(server).iterdir()) == []
-        await begin(client, "two")
+        await begin(client, server, "two")
         server.kill()
         server.start()
         await client.close()
         client = await connect(server.url, name="test")
         assert batches(server).is_symlink(), "a server that is started again has batches in memory by itself"
-        assert await whole(client, "three") == 2 * MESSAGES
+        assert await whole(client, server, "three") == 2 * MESSAGES
         await client.close()
-        in_memory = batches(server).resolve()
-    assert not in_memory.parent.parent.exists()
+        folder = batches(server).resolve().parent.parent
+    assert not folder.exists()
     assert not batches(server).is_symlink(), "a backup that follows links would fail"
 
 
+@in_memory
+async def test_a_server_that_was_killed_in_a_batch_finds_the_rest_of_it(tmp_path: Path) -> None:
+    """Auditors: whoever kills a server cuts no batch in two. It says so itself, where it had to put it right."""
+    with nats_server(tmp_path / "nats") as server:
+        client = await connect(server.url, name="test")
+        await stream(client)
+        await client.close()
+        staging.keep_in_memory(server.data)
+        written = server.data / "jetstream" / "jetstream" / "$G" / "streams" / "LOG" / "msgs"
+        for number in range(1, TRIES + 1):
+            client = await connect(server.url, name="test")
+            before = sum(each.stat().st_size for each in written.glob("*.blk"))
+            for message in range(1, LARGE):
+                await client.publish(f"log.{number}", bytes(4_096), headers=of(f"large{number}", message))
+            last = of(f"large{number}", LARGE) | {"Nats-Batch-Commit": "1"}
+            await client.publish(f"log.{number}", b"", headers=last)
+            await client.flush()
+            while sum(each.stat().st_size for each in written.glob("*.blk")) == before:
+                pass  # to wait for a moment would be to miss it
+            server.kill()
+            server.start()
+            await client.close()
+            client = await connect(server.url, name="test")
+            assert (await client.jetstream().stream_info("LOG")).state.messages == number * LARGE
+            await client.close()
+            if "partial batch" in server.log.read_text():
+                assert batches(server).is_symlink()
+                return
+    pytest.fail(f"never killed while a batch was written, in {TRIES} tries")
+
+
+@in_memory
 async def test_a_batch_that_is_under_way_is_not_disturbed(tmp_path: Path) -> None:
     """Agents whose registration is in it. The folder stays where it is until the next start."""
     with nats_server(tmp_path / "nats") as server:
         client = await connect(server.url, name="test")
         await stream(client)
-        await begin(client, "one")
+        await begin(client, server, "one")
         staging.keep_in_memory(server.data)
         assert not batches(server).is_symlink()
         assert await commit(client, "one") == MESSAGES
         staging.keep_in_memory(server.data)
         assert batches(server).is_symlink()
         staging.keep_in_memory(server.data)
-        assert await whole(client, "two") == 2 * MESSAGES
+        assert await whole(client, server, "two") == 2 * MESSAGES
         await client.close()
 
 
@@ -97,7 +143,7 @@ async def test_a_folder_that_others_may_enter_is_not_used(tmp_path: Path, mode: 
         folder.chmod(mode)
         staging.keep_in_memory(server.data)
         assert not batches(server).is_symlink()
-        assert await whole(client, "one") == MESSAGES
+        assert await whole(client, server, "one") == MESSAGES
         await client.close()
 
 
@@ -115,7 +161,11 @@ async def test_where_memory_cannot_be_used_batches_are_on_the_disk(
         monkeypatch.setattr(staging, "LEAST_BYTES", 2**62)
         staging.keep_in_memory(server.data)
         assert not batches(server).is_symlink()
-        assert await whole(client, "one") == MESSAGES
+        monkeypatch.setattr(staging, "LEAST_BYTES", 0)
+        monkeypatch.setattr(Path, "symlink_to", Mock(side_effect=PermissionError))
+        staging.keep_in_memory(server.data)
+        assert not batches(server).is_symlink()
+        assert await whole(client, server, "one") == MESSAGES
         await client.close()
 
 

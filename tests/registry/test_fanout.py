@@ -163,6 +163,18 @@ async def test_where_the_feed_stands_still_the_fan_out_goes_on(
     assert len({each.grant_id for each in revocations(ended)}) == 4 * BESIDE_OTHERS_MESSAGES
 
 
+async def test_what_somebody_else_has_ended_meanwhile_is_done(nats: Client, log: Log, reader: LogReader) -> None:
+    """Auditors: the fan-out goes on, whoever was faster, be it a try of its own of which nobody knew."""
+    await given_grants(log, "c1", 3)
+    ends = [
+        GrantRevoked(client_id="c1", grant_id=f"c1-g{each}", user_id=ISSUED.user_id, reason="test", at=now(), by=ADMIN)
+        for each in range(3)
+    ]
+    stored = await log.record_all(ends)
+    async with fanning_out(nats, log, "a") as it:
+        assert await it._end_each(ends) == stored[-1]
+
+
 async def saved(nats: Client) -> Checkpoint | None:
     async with Bucket(nats, subjects.FANOUT, new_id=new_id) as bucket:
         entry = await bucket.get("checkpoint")

@@ -244,6 +244,8 @@ async def test_a_stream_says_soon_again_whether_that_is_all_but_not_for_ever(
     doubts = itertools.count(1)
     monkeypatch.setattr(revocations, "COMMENT_SECONDS", SECONDS)
     monkeypatch.setattr(feed, "PROOF_SECONDS", 0.0)
+    monkeypatch.setattr(feed, "DOUBT_SECONDS", 0.0)
+    monkeypatch.setattr(revocations, "DOUBT_SECONDS", 0.05)
     monkeypatch.setattr(feed, "doubt_of", lambda _: "behind" if next(doubts) <= revocations.MAX_DOUBTS else None)
     async with opened(served) as receiver, asyncio.timeout(SECONDS / 2):
         while not receiver.current:
@@ -254,7 +256,7 @@ async def test_a_stream_says_soon_again_whether_that_is_all_but_not_for_ever(
     monkeypatch.setattr(feed, "doubt_of", lambda _: "behind")
     async with opened(served) as receiver:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2 * revocations.MAX_DOUBTS * revocations.DOUBT_SECONDS):
+            async with asyncio.timeout(4 * revocations.MAX_DOUBTS * revocations.DOUBT_SECONDS):
                 async for line in receiver._lines:
                     receiver.comments += line.startswith(": waiting: behind")
     assert receiver.comments == revocations.MAX_DOUBTS + 1

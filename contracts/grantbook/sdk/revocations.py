@@ -387,6 +387,11 @@ class Revocations(ABC):
             self._fresh_at = None
             self._report(f"the feed ended: {running.exception()!r}")
 
+    def _doubted(self, doubt: str | None) -> None:
+        """Report it, if it lasts: while much is revoked at once there is one at most moments, and none at some."""
+        if doubt is None or self.age > CHECK_SECONDS:
+            self._report(doubt)
+
     def _report(self, trouble: str | None) -> None:
         if trouble != self._trouble and trouble is not None:
             self._observer.troubled(trouble)
@@ -509,7 +514,7 @@ class RevocationFeed(Revocations):
                     doubt = f"behind: applied {self._applied} of {state.last} in {subjects.REVOCATIONS}"
                 if doubt is None:
                     self._proven(asked_at, asked_at - heard_seconds_ago(state))
-            self._report(doubt)
+            self._doubted(doubt)
             pause = CHECK_SECONDS if doubt is None else RECHECK_SECONDS
             await asyncio.sleep(max(0.0, asked_at + pause - clocks.now()))
 

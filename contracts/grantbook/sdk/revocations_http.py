@@ -203,7 +203,7 @@ class HttpRevocationFeed(Revocations):
                 elif word == CURRENT:
                     self._take_proof(rest)
                 else:
-                    self._report(f"the server says: {value.decode()[:200]}")
+                    self._doubted(f"the server says: {value.decode()[:200]}")
             case _:
                 pass  # `retry`, which is ours to choose, and what may come
 

@@ -57,8 +57,8 @@ DOUBT_SECONDS: Final = 0.25
 at most moments, and has all of it at some."""
 MAX_DOUBTS: Final = 8
 """So many in a row come so soon. A feed that stands still has one a second after these."""
-MAX_BEHIND_COMMENTS: Final = 2
-"""A consumer that gives nothing although the feed has more, so many comments long, starves: another is made."""
+BEHIND_SECONDS: Final = 2.0
+"""A consumer that gives nothing although the feed has more, for so long, starves: another is made."""
 MAX_STREAM_SECONDS: Final = 3_600.0
 """A stream ends after this time, so that its caller shows its token again. It resumes without a gap."""
 LATE_SECONDS: Final = 5.0
@@ -317,11 +317,14 @@ async def _events(reads: Reads, start: positions.Position, streams: OpenStreams)
 async def _from_feed(
     reads: Reads, start: positions.Position, begun: "_Begun", streams: OpenStreams
 ) -> AsyncGenerator[bytes, None]:
-    """Revocations as they happen, and each second whether that is all. Raises `Gap` for a feed that is another."""
+    """Revocations as they happen, and each second, or sooner, whether that is all.
+
+    Raises `Gap` for a feed that is another.
+    """
     loop = asyncio.get_running_loop()
     end_at = loop.time() + MAX_STREAM_SECONDS
     comment_at = loop.time()
-    behind = doubts = 0
+    doubts, behind_since = 0, math.inf
     reached, followed = begun.complete_from, begun.after
     async with reads.feed.follow(begun.after) as follower:
         while not streams.closing and loop.time() < end_at:
@@ -342,12 +345,12 @@ async def _from_feed(
                     return
                 if doubt is None and followed < proof.sequence:
                     doubt = "more is on its way"
-                    behind += 1
-                    if behind > MAX_BEHIND_COMMENTS and not messages:
+                    behind_since = min(behind_since, loop.time())
+                    if loop.time() - behind_since > BEHIND_SECONDS and not messages:
                         await follower.close()
-                        behind = 0
+                        behind_since = math.inf
                 else:
-                    behind = 0
+                    behind_since = math.inf
                 now = clocks.now()
                 yield (
                     f": {CURRENT} {now - proof.asked_at:.3f} {now - proof.heard_at:.3f} {now:.3f}\n\n"
