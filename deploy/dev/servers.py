@@ -436,6 +436,7 @@ def _nats_binary() -> Path:
 
 
 def _prepare_nats(data: Path, file: Path, config: str) -> None:
+    staging.trust(data)
     _write_private(file, config)
     for stale in data.glob("*.ports"):
         stale.unlink()

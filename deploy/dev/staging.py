@@ -34,6 +34,8 @@ def keep_in_memory(data: Path) -> None:
     streams, folder = _streams(data), _folder(data)
     if not streams or not _is_ours(folder):
         return
+    if shutil.disk_usage(MEMORY).free < LEAST_BYTES:
+        return
     for stream in streams:
         in_memory = folder / stream.parent.parent.name / stream.name
         batches = stream / "batches"
@@ -43,6 +45,16 @@ def keep_in_memory(data: Path) -> None:
             with suppress(FileNotFoundError):  # no batch came since the start
                 batches.rmdir()
             batches.symlink_to(in_memory)
+
+
+def trust(data: Path) -> None:
+    """Before a start: what the server will read there must be its own.
+
+    After a power cut nothing is left in memory, and anybody may have made a folder of that name, with the rest of a
+    batch that would then stand in the log. `keep_in_memory` only looks at who can write there later on.
+    """
+    if any((stream / "batches").is_symlink() for stream in _streams(data)) and not _is_ours(_folder(data)):
+        _unlink(data)
 
 
 def begin(data: Path) -> None:
@@ -57,11 +69,15 @@ def forget(data: Path) -> None:
     Not of one that was killed, or ended by itself: it reads there at its next start. What follows links can copy the
     data afterwards.
     """
+    _unlink(data)
+    shutil.rmtree(_folder(data), ignore_errors=True)
+
+
+def _unlink(data: Path) -> None:
     for stream in _streams(data):
         batches = stream / "batches"
         if batches.is_symlink():
             batches.unlink()
-    shutil.rmtree(_folder(data), ignore_errors=True)
 
 
 def _folder(data: Path) -> Path:
@@ -72,8 +88,6 @@ def _folder(data: Path) -> Path:
 def _is_ours(folder: Path) -> bool:
     """Whether the folder is there, and nobody else can write to it: anybody may make one of that name."""
     try:
-        if shutil.disk_usage(MEMORY).free < LEAST_BYTES:
-            return False
         with suppress(FileExistsError):
             folder.mkdir(mode=OURS_ALONE)
         found = folder.lstat()

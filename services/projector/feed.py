@@ -10,12 +10,12 @@ from typing import Final
 from msgspec import UNSET, Struct, UnsetType
 from nats.aio.client import Client
 
-from grantbook import receipts, wire
+from grantbook import receipts
 from grantbook.admin import Delivery, SubscriberDelivery, SubscriberStatus
 from grantbook.positions import Position
 from grantbook.receipts import Receipt
 from grantbook.sdk import clocks
-from grantbook.sdk.log import LogReader, Raw, StreamState, Unavailable
+from grantbook.sdk.log import LogReader, Raw, StreamState, Unavailable, place_in_log
 from grantbook.sdk.revocations import doubt_of, heard_seconds_ago
 from grantbook.sdk.subscription import AllReceived, read_receipts
 
@@ -229,11 +229,3 @@ async def at_or_before(feed: LogReader, state: StreamState, log_sequence: int) -
         else:
             high = middle
     return low - 1, found
-
-
-def place_in_log(message: Raw | None) -> int:
-    """Where a message of the feed stands in the log; 0 where it does not say."""
-    try:
-        return wire.position_in_log(((message and message.headers) or {}).get(wire.STREAM_SOURCE_HEADER, ""))
-    except wire.Malformed:
-        return 0

@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from grantbook import subjects, wire
 from grantbook.events import CLIENT_DELETED, Actor, ClientDeleted, GrantRevoked
-from grantbook.sdk.log import Gap, LogReader, Raw, Unavailable
+from grantbook.sdk.log import Gap, LogReader, Raw, Unavailable, place_in_log
 from registry import grants
 from registry.buckets import Bucket
 from registry.clients import Intent
@@ -48,7 +48,7 @@ SAVE_SECONDS: Final = 1.0
 """How often the checkpoint is moved inside a deletion: what a crash makes another registry read again."""
 WAIT_SECONDS: Final = 1.0
 FEED_SECONDS: Final = 2.0
-"""The longest wait, before a batch, for the feed to have what was before."""
+"""Before a batch the feed is waited for as long as it moves. One that does not for so long stands still."""
 FEED_STILL_SECONDS: Final = 30.0
 """A feed that stood still is not waited for again for so long: the log does not depend on it."""
 LOOK_SECONDS: Final = 0.01
@@ -236,26 +236,28 @@ class Fanout:
         await asyncio.sleep(pace.rest(len(batch), last=last, took=now - started, now=now))
 
     async def _wait_for_feed(self) -> None:
-        """Wait until the feed has what was recorded, but not for ever."""
+        """Wait until the feed has what was recorded, or stands still."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._feed_still_until:
             return
-        deadline = loop.time() + FEED_SECONDS
+        seen, deadline = 0, loop.time() + FEED_SECONDS
         while loop.time() < deadline:
-            if await self._is_in_feed(self._recorded, deadline):
+            reached = await self._reached_by_feed(deadline)
+            if reached >= self._recorded:
                 return
+            if reached > seen:
+                seen, deadline = reached, loop.time() + FEED_SECONDS
             await self._lease.keep()
             await asyncio.sleep(LOOK_SECONDS)
         self._feed_still_until = loop.time() + FEED_STILL_SECONDS
-        _log.warning("the feed does not follow: the fan-out goes on without it", behind=self._recorded)
+        _log.warning("the feed stands still: the fan-out goes on without it", reached=seen, recorded=self._recorded)
 
-    async def _is_in_feed(self, position: int, deadline: float) -> bool:
-        with suppress(Unavailable, wire.Malformed, TimeoutError):
+    async def _reached_by_feed(self, deadline: float) -> int:
+        """The place in the log up to which the feed has everything; 0 where nobody knows."""
+        with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout_at(deadline):
-                newest = await self._feed.newest_on_leader()
-            headers = {} if newest is None else newest.headers or {}
-            return wire.position_in_log(headers.get(wire.STREAM_SOURCE_HEADER, "")) >= position
-        return False
+                return place_in_log(await self._feed.newest_on_leader())
+        return 0
 
     async def _ends(self, client: str, deletion: wire.Recorded, page: Sequence[Raw]) -> list["_End"]:
         """What is to be recorded for the grants of a page of the client's events, in the order of these."""

@@ -132,6 +132,27 @@ async def test_a_batch_that_is_under_way_is_not_disturbed(tmp_path: Path) -> Non
         await client.close()
 
 
+@in_memory
+async def test_what_others_put_there_while_the_server_was_away_is_not_read(tmp_path: Path) -> None:
+    """Auditors: after a power cut a neighbour may be faster, with the rest of a batch that nobody here began."""
+    with nats_server(tmp_path / "nats") as server:
+        client = await connect(server.url, name="test")
+        await stream(client)
+        staging.keep_in_memory(server.data)
+        await client.close()
+        server.kill()
+        folder = staging._folder(server.data)
+        staging.trust(server.data)
+        assert batches(server).is_symlink(), "what was killed finds its own"
+        shutil.rmtree(folder)
+        folder.mkdir()
+        folder.chmod(0o777)
+        staging.trust(server.data)
+        assert not batches(server).is_symlink()
+        server.start()
+
+
+@in_memory
 @pytest.mark.parametrize("mode", [0o777, 0o750])
 async def test_a_folder_that_others_may_enter_is_not_used(tmp_path: Path, mode: int) -> None:
     """Users of a shared machine: a neighbour who made it first could change what is about to be recorded."""

@@ -144,6 +144,25 @@ async def test_the_next_batch_waits_for_the_feed_to_have_the_one_before(
     assert len(batches) > 1
 
 
+async def test_a_feed_that_moves_is_waited_for_however_slow_it_is(
+    nats: Client, log: Log, reader: LogReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same services: a feed that is slow for a while is not flooded for that."""
+    monkeypatch.setattr(fanout, "FEED_SECONDS", 2.0)
+    manager = nats.jetstream()
+    slow = await manager.add_stream(name="SLOW", subjects=["slow"])
+    await given_grants(log, "c1", 6)
+    await delete(log, "c1")
+    there = await everything(reader)
+    async with fanning_out(nats, log, "a", feed="SLOW"):
+        for each in there:  # which takes longer than one that does not move is waited for
+            assert len(await everything(reader)) == len(there)
+            from_there = StreamSource(subjects.LOG, opt_start_seq=each.position, filter_subject=each.subject)
+            await manager.update_stream(slow.config.evolve(subjects=[], sources=[from_there]))
+            await asyncio.sleep(fanout.FEED_SECONDS / 5)
+        await until(lambda all_: len(revocations(all_)) == 6, reader)
+
+
 async def test_where_the_feed_stands_still_the_fan_out_goes_on(
     nats: Client, log: Log, reader: LogReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

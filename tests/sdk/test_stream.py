@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from door import roles
 from grantbook import subjects, wire
 from grantbook.events import ClientRegistered, Event, GrantIssued, type_of
-from grantbook.sdk.log import LogReader
+from grantbook.sdk.log import LogReader, StreamState
 from projector import feed
 from projector.api import revocations
 from registry import streams
@@ -260,6 +260,24 @@ async def test_a_stream_says_soon_again_whether_that_is_all_but_not_for_ever(
                 async for line in receiver._lines:
                     receiver.comments += line.startswith(": waiting: behind")
     assert receiver.comments == revocations.MAX_DOUBTS + 1
+
+
+async def test_those_who_wait_for_a_doubt_share_it(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects callers of a server whose NATS is far away: else each asks anew, one after the other."""
+    asked: list[None] = []
+    state = served.reader.state
+
+    async def late() -> StreamState:
+        asked.append(None)
+        await asyncio.sleep(2 * feed.DOUBT_SECONDS)
+        return await state()
+
+    monkeypatch.setattr(served.reader, "state", late)
+    monkeypatch.setattr(feed, "doubt_of", lambda _: "behind")
+    head = feed.FeedHead(served.reader)
+    told = await asyncio.gather(*(head.proof() for _ in range(20)))
+    assert {each.doubt for each in told} == {"behind"}
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("role", ["admin", "idp", "auditor", "ops", None])

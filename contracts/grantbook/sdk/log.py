@@ -554,6 +554,14 @@ def assert_dense(messages: Sequence[Raw], after: int) -> None:
             raise Gap(message)
 
 
+def place_in_log(message: Raw | None) -> int:
+    """Where a message of the feed stands in the log; 0 where there is none, or it does not say."""
+    try:
+        return wire.position_in_log(((message and message.headers) or {}).get(wire.STREAM_SOURCE_HEADER, ""))
+    except wire.Malformed:
+        return 0
+
+
 def _metadata(reply: str) -> tuple[int, int, datetime, int]:
     """Stream sequence, consumer sequence, time and pending from `$JS.ACK...` in either of its forms (ADR-15)."""
     parts = reply.split(".")

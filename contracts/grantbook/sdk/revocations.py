@@ -30,12 +30,12 @@ from msgspec import structs
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from grantbook import positions, receipts, subjects, wire
+from grantbook import positions, receipts, subjects
 from grantbook.receipts import Receipt
 from grantbook.sdk import clocks
 from grantbook.sdk.connection import close, connect, refuse_unreadable
 from grantbook.sdk.denials import APPENDED_WITHIN_SECONDS, Denials
-from grantbook.sdk.log import Follower, Gap, LogReader, Raw, StreamState, Unavailable
+from grantbook.sdk.log import Follower, Gap, LogReader, Raw, StreamState, Unavailable, place_in_log
 from grantbook.sdk.reading import before
 from grantbook.sdk.subscription import Applications, Observer, put_receipt, take_receipt_away
 from grantbook.sdk.tasks import end, together
@@ -492,7 +492,7 @@ class RevocationFeed(Revocations):
                     raise Replaced
                 denials.apply(each, now, decided_after=decided_after)
                 self._applied = each.sequence
-                self._log_sequence = _log_sequence(each) or self._log_sequence
+                self._log_sequence = place_in_log(each) or self._log_sequence
             if messages:
                 self._took(len(messages), messages[-1], now)
 
@@ -559,13 +559,6 @@ def heard_seconds_ago(state: StreamState) -> float:
     return max(
         (math.inf if each.active_seconds is None else each.active_seconds for each in state.sources), default=0.0
     )
-
-
-def _log_sequence(raw: Raw) -> int | None:
-    try:
-        return wire.position_in_log((raw.headers or {}).get(wire.STREAM_SOURCE_HEADER, ""))
-    except wire.Malformed:
-        return None
 
 
 def _this_process() -> str:

@@ -29,11 +29,11 @@ from door.roles import Caller, requires
 from door.serving import ABORT
 from grantbook import positions, receipts, subjects, wire
 from grantbook.sdk import clocks
-from grantbook.sdk.log import Gap, LogReader, Raw, StreamState, Unavailable, assert_dense
+from grantbook.sdk.log import Gap, LogReader, Raw, StreamState, Unavailable, assert_dense, place_in_log
 from grantbook.sdk.reading import before, stretch
 from grantbook.sdk.subscription import put_receipt, read_receipt, take_receipt_away
 from projector.api.parameters import span
-from projector.feed import at_or_before, place_in_log
+from projector.feed import at_or_before
 from projector.reads import Reads
 
 BEGAN: Final = "began"
