@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import psutil
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from benchmarks import http_load, raw
 from benchmarks.figures import Figure, at_least, at_most, percentile
@@ -18,6 +20,7 @@ from deploy.dev.servers import dies_with_parent
 
 CONNECTIONS: Final = 64
 WARM_SECONDS: Final = 1.0
+TURNS: Final = 5
 PATH: Final = "/auth/connect/register"
 BODY: Final = json.dumps(
     {
@@ -47,16 +50,6 @@ async def load(
     return done
 
 
-async def peers(seconds: float, database_url: str) -> dict[str, float]:
-    """Registrations a second at each of the registrars beside us, by its name."""
-    rates = {}
-    for name, (script, path) in PEERS.items():
-        with peer(script, database_url) as port:
-            await load(port, WARM_SECONDS, path=path)
-            rates[name] = (await load(port, seconds, path=path)).rate
-    return rates
-
-
 @contextmanager
 def peer(script: str, database_url: str) -> Iterator[int]:
     """A registrar of npm while it serves, on which port."""
@@ -80,30 +73,59 @@ def peer(script: str, database_url: str) -> Iterator[int]:
         process.communicate()
 
 
-async def measured(port: int, seconds: float, appends: float, beside: dict[str, float]) -> tuple[list[Figure], float]:
-    """Registrations at the most, and at half of that; and the most."""
-    await load(port, WARM_SECONDS)
-    most = (await load(port, seconds)).rate
-    before = _busy_seconds()
-    half = await load(port, seconds, rate=most / 2)
-    busy = min((_busy_seconds() - before) / half.seconds, MOST_BUSY)
-    late = percentile(raw.lateness_milliseconds(busy, seconds), 0.99)
-    memory, postgres = (beside[name] for name in PEERS)
-    name = "durable registrations over HTTP"
+async def measured(
+    port: int, seconds: float, appends: float, database_url: str
+) -> tuple[list[Figure], dict[str, float]]:
+    """Registrations at the most, and at half of that; and how many a second each registrar takes, by its name.
+
+    Medians of some turns. In each of them every registrar is asked as fast as it answers, for half of the seconds, and
+    then ours at half of what it took. What stands and is not asked takes no time.
+    """
+    ours: list[_Turn] = []
+    rates: dict[str, list[float]] = {name: [] for name in PEERS}
+    with ExitStack() as stack:
+        standing = {
+            name: (stack.enter_context(peer(script, database_url)), path) for name, (script, path) in PEERS.items()
+        }
+        for at, path in (*standing.values(), (port, PATH)):
+            await load(at, WARM_SECONDS, path=path)
+        for _ in range(TURNS):
+            for name, (at, path) in standing.items():
+                rates[name].append((await load(at, seconds / 2, path=path)).rate)
+            ours.append(await _turn(port, seconds))
+    beside = {name: percentile(each, 0.5) for name, each in rates.items()}
+    memory, postgres = beside.values()
+    most, p50, p99, late, busy = (percentile(each, 0.5) for each in zip(*map(astuple, ours), strict=True))
+    name, half = "durable registrations over HTTP", "registration at half of the most"
+    loop = f"a loop without a server, {busy:.0%} busy as the registry was"
     return [
         at_least(name, most, "/s", memory, "oidc-provider in memory", ratio=2),
         Figure(name, most, "/s", postgres, "better-auth on Postgres"),
         Figure(name, most, "/s", appends / 2, "atomic batches, of two events each"),
-        Figure("registration at half of the most, p50", half.percentile(0.5), "ms", 1_000 / most, "one of the most"),
-        at_most(
-            "registration at half of the most, p99",
-            half.percentile(0.99),
-            "ms",
-            late,
-            f"a loop without a server, {busy:.0%} busy as the registry was",
-            HALF_BAR_MS,
-        ),
-    ], most
+        Figure(f"{half}, p50", p50, "ms", 1_000 / most, "one of the most"),
+        at_most(f"{half}, p99, median of {TURNS} turns", p99, "ms", late, loop, HALF_BAR_MS),
+        Figure(f"{half}, p99, the worst turn", max(each.p99 for each in ours), "ms", late, loop),
+    ], {"Grantbook, durable": most} | beside
+
+
+class _Turn(Struct, frozen=True):
+    """What one turn came to: registrations a second at the most; at half of them milliseconds, and shares of a core."""
+
+    most: float
+    p50: float
+    p99: float
+    late: float
+    """99 % of the pieces of a loop without a server that is as busy are no later."""
+    busy: float
+
+
+async def _turn(port: int, seconds: float) -> _Turn:
+    most = (await load(port, seconds / 2)).rate
+    before = _busy_seconds()
+    half = await load(port, seconds, rate=most / 2)
+    busy = min((_busy_seconds() - before) / half.seconds, MOST_BUSY)
+    late = percentile(raw.lateness_milliseconds(busy, seconds / 2), 0.99)
+    return _Turn(most, half.percentile(0.5), half.percentile(0.99), late, busy)
 
 
 def _busy_seconds() -> float:
