@@ -71,6 +71,8 @@ class NameRefused(ValueError):
 
 def check(name: str) -> str:
     """The name in Unicode's NFC. Raises `NameRefused`."""
+    if name.isascii() and name.isprintable() and len(name) <= MAX_NAME_GRAPHEMES and not name.isspace() and name:
+        return name  # as most are: nothing of what follows could be in it
     if len(name) > MAX_NAME_CHARACTERS:
         raise NameRefused(f"longer than {MAX_NAME_CHARACTERS} code points")
     # Judged is what is kept: the normal form orders marks anew. It hides nothing, what is never shown has no other.

@@ -195,6 +195,8 @@ def runs_script(text: str) -> bool:
     dropped here (WHATWG URL: controls and spaces around, tabs and line breaks anywhere), and what a careless decoder
     would undo is undone.
     """
+    if ":" not in text and "%" not in text:
+        return False  # as most are: there is no scheme in it, nor anything that may come to be one
     for _ in range(MAX_DECODINGS):
         if _SCRIPT.match(_DROPPED.sub("", text)):
             return True

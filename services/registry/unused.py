@@ -40,6 +40,8 @@ READ_RESTS_TIMES: Final = 3.0
 """How many times as long as reading some of the log took it is left alone, while there is more: whoever has the lease
 may have millions of events to read, in a process that serves requests."""
 MAX_READ_REST_SECONDS: Final = 0.25
+IDLE_REST_SECONDS: Final = 0.1
+"""Between looks at what came, once all was read: nobody waits for an expiry, and many events take as long as a few."""
 _LEASE: Final = "unused-lease"
 _CHECKPOINT: Final = "unused-checkpoint"
 _log = structlog.get_logger("unused")
@@ -104,12 +106,14 @@ class Unused:
                 for raw in await follower.next(RENEW_SECONDS):
                     self._take(raw)
                 # Whether the oldest were ever used is known only once all that was recorded since is read.
+                rest = IDLE_REST_SECONDS
                 if follower.pending:
-                    await asyncio.sleep(min((loop.time() - began) * READ_RESTS_TIMES, MAX_READ_REST_SECONDS))
+                    rest = min((loop.time() - began) * READ_RESTS_TIMES, MAX_READ_REST_SECONDS)
                 elif follower.pending == 0:
                     await self._settle_held()
                     if len(self._waiting) > self._ceiling:
                         await self._expire_oldest()
+                        rest = 0.0
                 settled = next(iter(self._waiting.values()), follower.after + 1) - 1
                 if settled > saved and loop.time() >= save_at:
                     body = msgspec.json.encode(Checkpoint(identity, settled))
@@ -118,6 +122,7 @@ class Unused:
                         raise LeaseLost
                     saved, revision = settled, written
                     save_at = loop.time() + CHECKPOINT_SECONDS
+                await asyncio.sleep(rest)
 
     async def _checkpoint(self, identity: str) -> tuple[int, int]:
         entry = await self._bucket.get(_CHECKPOINT)

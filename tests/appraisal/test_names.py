@@ -179,6 +179,18 @@ def test_any_text_is_a_name_or_refused_and_checking_twice_is_checking_once(text:
         assert not regex.search(r"[\p{Cc}\p{Cs}\p{Co}\p{Cn}\u202a-\u202e\u2066-\u2069\u200e\u200f\u200b]", once)
 
 
+@given(st.text(alphabet=st.characters(max_codepoint=0x7F), max_size=names.MAX_NAME_GRAPHEMES - 1))
+def test_plain_names_are_judged_as_all_others_are(text: str) -> None:
+    """Everyone: what is decided at a glance is what the rules would say. Beside a letter of another kind they do."""
+
+    def taken(name: str) -> bool:
+        with suppress(NameRefused):
+            return names.check(name) == name
+        return False
+
+    assert taken(text) == (taken(text + "\u00e9") and text.strip(" ") != "")
+
+
 @given(TROUBLE)
 def test_a_skeleton_has_itself_for_skeleton(text: str) -> None:
     """Whoever compares two names: it does not matter how often one was looked at."""
