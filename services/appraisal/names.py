@@ -71,7 +71,7 @@ class NameRefused(ValueError):
 
 def check(name: str) -> str:
     """The name in Unicode's NFC. Raises `NameRefused`."""
-    if name.isascii() and name.isprintable() and len(name) <= MAX_NAME_GRAPHEMES and not name.isspace() and name:
+    if name.isascii() and name.isprintable() and name.strip() and len(name) <= MAX_NAME_GRAPHEMES:
         return name  # as most are: nothing of what follows could be in it
     if len(name) > MAX_NAME_CHARACTERS:
         raise NameRefused(f"longer than {MAX_NAME_CHARACTERS} code points")
